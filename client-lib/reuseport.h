@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * libreuseport: how a server gets its sockets from reuseportd and stays in touch with it.
+ *
+ * A context (struct reuseport) is one connection to the daemon. It starts no thread, installs no
+ * signal handler, prints nothing and keeps no global state. A context may be used by one thread at
+ * a time, except the functions marked "any thread". Errors are returned as negative errno values;
+ * reuseport_error() has the sentence. Outputs are untouched on failure.
+ *
+ *	struct reuseport *r;
+ *	reuseport_open(&r, NULL, 1000);
+ *	reuseport_register(r, "web", NULL, 1, 0, 1000);
+ *	serve(reuseport_socket(r, 0, 0));
+ *	reuseport_ready(r, 1000);
+ *	... poll reuseport_get_fd() for reuseport_get_events(), then reuseport_dispatch(r, 0) ...
+ *	reuseport_close(r);
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Where the daemon listens unless told otherwise; the environment variable REUSEPORT_SOCKET
+ * comes before it. */
+#define REUSEPORT_SOCKET_PATH "/run/reuseportd/worker.sock"
+
+#define REUSEPORT_CID_OCTETS 20	  /* longest connection ID, RFC 9000 section 17.2 */
+#define REUSEPORT_TOKEN_OCTETS 16 /* stateless reset token, RFC 9000 section 10.3 */
+#define REUSEPORT_SECRET_OCTETS 32
+
+struct reuseport;
+
+enum reuseport_transport {
+	REUSEPORT_TCP = 1,  /* the socket listens already */
+	REUSEPORT_UDP = 2,  /* bound */
+	REUSEPORT_QUIC = 3, /* bound UDP socket, steered by connection ID */
+};
+
+enum reuseport_cid_mode {
+	REUSEPORT_CID_NONE = 0,
+	REUSEPORT_CID_QUIC_LB = 1,
+	REUSEPORT_CID_QUIC_LB_PLAIN = 2,
+	REUSEPORT_CID_REGISTERED = 3,
+	REUSEPORT_CID_NGINX = 4,
+	REUSEPORT_CID_OPAQUE = 5,
+};
+
+enum reuseport_drain_reason {
+	REUSEPORT_DRAIN_OPERATOR = 1,
+	REUSEPORT_DRAIN_REPLACED = 2,
+	REUSEPORT_DRAIN_RELOAD = 3,
+	REUSEPORT_DRAIN_SHUTDOWN = 4,
+};
+
+/*
+ * Called from reuseport_dispatch() (or kept and called at the next dispatch, when the event arrives
+ * during another call). A callback may call any function on the context but reuseport_close().
+ */
+struct reuseport_callbacks {
+	/* No new connection comes from now on; finish what is under way, then exit or
+	 * reuseport_close(). deadline_usec: microseconds from now until the daemon takes the slot
+	 * back, 0 for never. */
+	void (*drain)(struct reuseport *r, enum reuseport_drain_reason reason, uint64_t deadline_usec,
+		void *user_data);
+	/* reuseport_cid_generate() makes IDs under a new key from now on; IDs made before stay
+	 * valid. A server may give its live connections new IDs now. */
+	void (*keys_rotated)(struct reuseport *r, unsigned listener, void *user_data);
+	/* The connection to the daemon ended (error: negative errno, 0 for an orderly stop). Sockets
+	 * and traffic go on; only new requests fail. */
+	void (*disconnected)(struct reuseport *r, int error, const char *text, void *user_data);
+};
+
+/*
+ * Connects to the daemon and agrees on the protocol version.
+ * path: socket of the daemon, NULL for $REUSEPORT_SOCKET or REUSEPORT_SOCKET_PATH.
+ * timeout_msec: at most so long, in milliseconds; -1 waits for ever.
+ * Returns 0 and a context in *ret that the caller ends with reuseport_close(). When nobody listens
+ * at the path (ENOENT, ECONNREFUSED) and the process was started with LISTEN_FDS for itself
+ * (sd_listen_fds(3)), returns 1 and a context that stands for those descriptors: see
+ * reuseport_register(). Blocks. Errors: -ENOENT, -ECONNREFUSED, -EACCES, -ETIMEDOUT,
+ * -EPROTONOSUPPORT (no common version), -EPROTO, -ENOMEM.
+ */
+int reuseport_open(struct reuseport **ret, const char *path, int timeout_msec);
+
+/*
+ * Closes the connection and every socket that reuseport_take_socket() has not given away, and frees
+ * the context. Its slots empty themselves as the sockets close; what waited in their accept queues
+ * moves to other workers. NULL is allowed. Does not block.
+ */
+void reuseport_close(struct reuseport *r);
+
+/* The sentence for the last error of this context; never NULL, valid until the next call. */
+const char *reuseport_error(const struct reuseport *r);
+
+/* callbacks is copied; NULL members are not called; NULL takes them all away. */
+void reuseport_set_callbacks(struct reuseport *r, const struct reuseport_callbacks *callbacks,
+	void *user_data);
+
+/*
+ * Asks for n_workers slots (1 or more) of a service, each with one socket for every listener.
+ * instance: stable name of this server across restarts; NULL lets the daemon make one up. weight:
+ * 1 .. 1000, share of new connections, 0 for the default (100).
+ * The workers are "joining": they get nothing until reuseport_ready(). One registration a context.
+ * Without a daemon (reuseport_open() returned 1): one worker whose listeners are the LISTEN_FDS,
+ * named by LISTEN_FDNAMES; service, instance and weight are ignored, n_workers must be 1.
+ * Returns 0. Blocks up to timeout_msec. Errors: -EACCES (this user may not), -ENOENT (no such
+ * service), -EDQUOT (limit of this user), -EINVAL, -EALREADY (registered already), -ETIMEDOUT,
+ * -ENOTCONN, -EMFILE (this process has no room for the descriptors), -EPROTO.
+ */
+int reuseport_register(struct reuseport *r, const char *service, const char *instance,
+	unsigned n_workers, unsigned weight, int timeout_msec);
+
+/*
+ * As reuseport_register() but the process behind the workers is another one (a launcher's child):
+ * when all sockets are here, start() is called and returns a pidfd of that process (closed by the
+ * library) or a negative errno, which ends the registration and is returned. Its user must be the
+ * caller's. NULL start: the calling process.
+ */
+int reuseport_register_for(struct reuseport *r, const char *service, const char *instance,
+	unsigned n_workers, unsigned weight, int timeout_msec,
+	int (*start)(struct reuseport *r, void *user_data), void *user_data);
+
+/* Makes the workers active: they get new connections when this returns 0. Blocks. An older
+ * registration of the same instance is drained. Errors: -ENOTCONN, -ETIMEDOUT, -EINVAL (not
+ * registered), -EPROTO. Without a daemon: 0. */
+int reuseport_ready(struct reuseport *r, int timeout_msec);
+
+/* No new connections from now on; those under way stay. Blocks. Errors as reuseport_ready(). */
+int reuseport_drain(struct reuseport *r, int timeout_msec);
+
+/* Gives the slots back. Sockets of the context that were not taken are closed. Blocks. */
+int reuseport_unregister(struct reuseport *r, int timeout_msec);
+
+/* What was granted; 0 before reuseport_register(). */
+unsigned reuseport_n_workers(const struct reuseport *r);
+unsigned reuseport_n_listeners(const struct reuseport *r);
+const char *reuseport_instance(const struct reuseport *r); /* valid while the context lives */
+int reuseport_slot(const struct reuseport *r, unsigned worker); /* -ERANGE */
+
+/* Of listener 0 .. n_listeners - 1; NULL or -ERANGE beyond. Strings live with the context. */
+const char *reuseport_listener_name(const struct reuseport *r, unsigned listener);
+const char *reuseport_listener_address(const struct reuseport *r, unsigned listener);
+int reuseport_listener_transport(const struct reuseport *r, unsigned listener);
+int reuseport_listener_cid_mode(const struct reuseport *r, unsigned listener);
+
+/* The socket (close-on-exec, non-blocking) of a worker's listener. It stays the context's.
+ * -ERANGE, -EBADF when taken. */
+int reuseport_socket(const struct reuseport *r, unsigned worker, unsigned listener);
+
+/* The same, and it is the caller's to close from now on. */
+int reuseport_take_socket(struct reuseport *r, unsigned worker, unsigned listener);
+
+/* For the caller's own event loop: descriptor to poll (-ENOTCONN without a daemon) and the poll(2)
+ * events to wait for. They stay the same while the connection lives. */
+int reuseport_get_fd(const struct reuseport *r);
+int reuseport_get_events(const struct reuseport *r);
+
+/*
+ * Reads what the daemon has sent and calls the callbacks. timeout_msec: waits at most so long for a
+ * first event, 0 not at all, -1 for ever. Returns the number of events, 0 when there was none.
+ * Errors: -ENOTCONN (already reported by the disconnected callback), -EPROTO.
+ */
+int reuseport_dispatch(struct reuseport *r, int timeout_msec);
+
+/*
+ * Connection IDs of QUIC listeners in mode quic-lb and quic-lb-plain.
+ *
+ * reuseport_cid_length(): octets of every ID (17 by default); -ERANGE, -EOPNOTSUPP in other modes.
+ *
+ * reuseport_cid_generate(): writes a new ID that names this worker. cid has room for size octets.
+ * Returns its length. Makes no system call, allocates nothing, may be called from any thread, also
+ * while another one is in reuseport_dispatch(). An ID is never made twice, by no worker of the
+ * service. Errors: -ERANGE, -EOPNOTSUPP (mode without generated IDs), -ENOBUFS (size too small),
+ * -EOVERFLOW (2^48 IDs made under one key; asks for rotation).
+ */
+int reuseport_cid_length(const struct reuseport *r, unsigned listener);
+int reuseport_cid_generate(struct reuseport *r, unsigned worker, unsigned listener, uint8_t *cid,
+	size_t size);
+
+struct reuseport_cid {
+	uint8_t length; /* 1 .. REUSEPORT_CID_OCTETS */
+	uint8_t id[REUSEPORT_CID_OCTETS];
+};
+
+/*
+ * Mode registered: tells the daemon that packets with these IDs belong to this worker, or no longer.
+ * Sent in batches; returns when all are in effect. IDs of a worker go with it. Blocks.
+ * Errors: -EEXIST (an ID is another worker's; none of its batch was added), -EDQUOT, -EOPNOTSUPP
+ * (other mode), -ERANGE, -EINVAL, -ETIMEDOUT, -ENOTCONN.
+ */
+int reuseport_cid_add(struct reuseport *r, unsigned worker, unsigned listener,
+	const struct reuseport_cid *cids, size_t n_cids, int timeout_msec);
+int reuseport_cid_retire(struct reuseport *r, unsigned worker, unsigned listener,
+	const struct reuseport_cid *cids, size_t n_cids, int timeout_msec);
+
+/*
+ * Stateless reset token of a connection ID (RFC 9000 section 10.3.2): the first 16 octets of
+ * HMAC-SHA256(secret of the listener, "reset" || ID), so that any worker of the listener can end a
+ * connection of one that died. Any thread, no system call.
+ * Errors: -ERANGE, -EOPNOTSUPP (not QUIC, or no daemon), -EINVAL (length 0 or above 20).
+ */
+int reuseport_reset_token(const struct reuseport *r, unsigned listener, const uint8_t *cid,
+	size_t cid_length, uint8_t token[REUSEPORT_TOKEN_OCTETS]);
+
+/*
+ * Secret that all workers of the listener share, for the server's own address-validation tokens
+ * (Retry and NEW_TOKEN, RFC 9000 section 8.1): HMAC-SHA256(secret of the listener, "token").
+ * Errors: -ERANGE, -EOPNOTSUPP.
+ */
+int reuseport_token_secret(const struct reuseport *r, unsigned listener,
+	uint8_t secret[REUSEPORT_SECRET_OCTETS]);
+
+#ifdef __cplusplus
+}
+#endif
