@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Connection IDs and the secrets around them: what a QUIC server needs for each connection, made
+ * locally, without the daemon, an allocation or a system call.
+ *
+ * Threads: a configuration never changes once it is published. A rotation publishes a new one by an
+ * atomic pointer and keeps the old one until the context ends, since a thread may be in the middle
+ * of reading it. So the memory of a context grows by one small object for each worker, listener and
+ * rotation, and by nothing else.
+ *
+ * Nonces: four octets that the daemon makes unique to the grant and key, then a counter that only
+ * goes up. The counters live in memory shared with forked children, because a server that forks its
+ * processes after registering has every one of them make IDs for the same worker.
+ */
+#include <endian.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define OPENSSL_SUPPRESS_DEPRECATED /* SHA256_*: the interface that neither allocates nor locks */
+#include <openssl/sha.h>
+
+#include "client-lib/context.h"
+
+#define NONCE_PREFIX_OCTETS 4
+#define COUNTER_BITS_MAX 48
+
+struct cid_config {
+	struct cid_config *next_retired;
+	uint8_t config_rotation;
+	uint8_t server_id_length;
+	uint8_t nonce_length;
+	bool encrypted;
+	uint8_t server_id[16];
+	uint8_t key[16];
+	uint8_t nonce_prefix[NONCE_PREFIX_OCTETS];
+	uint64_t first; /* value of the counter when this configuration began */
+};
+
+int cid_prepare(struct reuseport *r)
+{
+	size_t n = (size_t)r->n_workers * r->n_listeners;
+	void *counters;
+
+	r->cids = calloc(n, sizeof(*r->cids));
+	if (!r->cids)
+		return context_error(r, -ENOMEM, "not enough memory");
+	counters = mmap(NULL, n * sizeof(*r->counters), PROT_READ | PROT_WRITE,
+		MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (counters == MAP_FAILED)
+		return context_error(r, -ENOMEM, "not enough memory");
+	r->counters = counters;
+	r->counters_size = n * sizeof(*r->counters);
+	return 0;
+}
+
+static void free_config(struct cid_config *config)
+{
+	if (config)
+		explicit_bzero(config, sizeof(*config));
+	free(config);
+}
+
+void cid_clear(struct reuseport *r)
+{
+	if (r->cids)
+		for (size_t i = 0; i < (size_t)r->n_workers * r->n_listeners; i++)
+			free_config(atomic_load(&r->cids[i]));
+	free(take_pointer(r->cids));
+	while (r->retired) {
+		struct cid_config *next = r->retired->next_retired;
+
+		free_config(r->retired);
+		r->retired = next;
+	}
+	if (r->counters)
+		munmap((void *)r->counters, r->counters_size);
+	r->counters = NULL;
+}
+
+int cid_configure(struct reuseport *r, unsigned worker, unsigned listener, uint8_t config_rotation,
+	uint8_t server_id_length, uint8_t nonce_length, const uint8_t *server_id,
+	const uint8_t *key, const uint8_t *nonce_prefix)
+{
+	uint8_t mode = r->listeners[listener].cid_mode;
+	size_t i = (size_t)worker * r->n_listeners + listener;
+	struct cid_config *config, *old;
+
+	/* draft-ietf-quic-load-balancers-21 section 3: server ID 1 to 15 octets, nonce 4 or more,
+	 * 19 at most together. */
+	if ((mode != PROTOCOL_CID_QUIC_LB && mode != PROTOCOL_CID_QUIC_LB_PLAIN) ||
+		config_rotation > 6 || server_id_length < 1 || server_id_length > 15 ||
+		nonce_length < NONCE_PREFIX_OCTETS || server_id_length + nonce_length > 19)
+		return context_error(r, -EPROTO,
+			"reuseportd sent an impossible connection-ID configuration for listener %s",
+			r->listeners[listener].name);
+	config = calloc(1, sizeof(*config));
+	if (!config)
+		return context_error(r, -ENOMEM, "not enough memory");
+	config->config_rotation = config_rotation;
+	config->server_id_length = server_id_length;
+	config->nonce_length = nonce_length;
+	config->encrypted = mode == PROTOCOL_CID_QUIC_LB;
+	memcpy(config->server_id, server_id, sizeof(config->server_id));
+	memcpy(config->key, key, sizeof(config->key));
+	memcpy(config->nonce_prefix, nonce_prefix, sizeof(config->nonce_prefix));
+	config->first = atomic_load(&r->counters[i]);
+
+	old = atomic_exchange_explicit(&r->cids[i], config, memory_order_acq_rel);
+	if (old) {
+		old->next_retired = r->retired;
+		r->retired = old;
+	}
+	return 0;
+}
+
+/* NULL with *ret_error for listeners whose connection IDs are not generated. */
+static const struct cid_config *find_config(
+	const struct reuseport *r, unsigned worker, unsigned listener, int *ret_error)
+{
+	const struct cid_config *config;
+
+	if (worker >= r->n_workers || listener >= r->n_listeners) {
+		*ret_error = -ERANGE;
+		return NULL;
+	}
+	config = r->cids ? atomic_load_explicit(&r->cids[worker * r->n_listeners + listener],
+				   memory_order_acquire)
+			 : NULL;
+	if (!config)
+		*ret_error = -EOPNOTSUPP;
+	return config;
+}
+
+_public_ int reuseport_cid_length(const struct reuseport *r, unsigned listener)
+{
+	const struct cid_config *config;
+	int error;
+
+	config = find_config(r, 0, listener, &error);
+	return config ? 1 + config->server_id_length + config->nonce_length : error;
+}
+
+/* Puts prefix and counter into the nonce; -EOVERFLOW when the counter is through. */
+static int next_nonce(const struct cid_config *config, _Atomic uint64_t *counter, uint8_t *nonce)
+{
+	unsigned octets = MIN(config->nonce_length - NONCE_PREFIX_OCTETS, COUNTER_BITS_MAX / 8);
+	uint64_t value;
+
+	value = atomic_fetch_add_explicit(counter, 1, memory_order_relaxed) - config->first;
+	if (value >> (octets * 8))
+		return -EOVERFLOW;
+	memset(nonce, 0, config->nonce_length);
+	memcpy(nonce, config->nonce_prefix, NONCE_PREFIX_OCTETS);
+	for (unsigned i = 0; i < octets; i++, value >>= 8)
+		nonce[config->nonce_length - 1 - i] = (uint8_t)value;
+	return 0;
+}
+
+static int encode(const struct cid_config *config, const uint8_t *nonce, uint8_t *cid)
+{
+	return -EOPNOTSUPP;
+}
+
+_public_ int reuseport_cid_generate(
+	struct reuseport *r, unsigned worker, unsigned listener, uint8_t *cid, size_t size)
+{
+	const struct cid_config *config;
+	uint8_t nonce[18];
+	int result, length;
+
+	config = find_config(r, worker, listener, &result);
+	if (!config)
+		return result;
+	length = 1 + config->server_id_length + config->nonce_length;
+	if (size < (size_t)length)
+		return -ENOBUFS;
+	result = next_nonce(config, &r->counters[worker * r->n_listeners + listener], nonce);
+	if (result < 0)
+		return result;
+	result = encode(config, nonce, cid);
+	return result < 0 ? result : length;
+}
+
+/* One batch, as large as a message takes. */
+static int send_cids(struct reuseport *r, uint16_t type, unsigned worker, unsigned listener,
+	const struct reuseport_cid *cids, size_t n_cids, uint64_t deadline)
+{
+	struct {
+		struct protocol_cids fixed;
+		struct protocol_cid cids[PROTOCOL_CIDS_MAX];
+	} __attribute__((packed)) body;
+	int result;
+
+	memset(&body, 0, sizeof(body.fixed) + n_cids * sizeof(body.cids[0]));
+	body.fixed.registration = htole32(r->registration);
+	body.fixed.worker = htole32(worker);
+	body.fixed.listener = htole16((uint16_t)listener);
+	body.fixed.count = htole16((uint16_t)n_cids);
+	for (size_t i = 0; i < n_cids; i++) {
+		body.cids[i].length = cids[i].length;
+		memcpy(body.cids[i].id, cids[i].id, cids[i].length);
+	}
+	result = connection_send(
+		r, type, &body, sizeof(body.fixed) + n_cids * sizeof(body.cids[0]), -1, deadline);
+	if (result < 0)
+		return result;
+	return connection_wait(r, PROTOCOL_OK, PROTOCOL_OK,
+		type == PROTOCOL_CID_ADD ? "cannot register connection IDs"
+					 : "cannot retire connection IDs",
+		deadline);
+}
+
+static int change_cids(struct reuseport *r, uint16_t type, unsigned worker, unsigned listener,
+	const struct reuseport_cid *cids, size_t n_cids, int timeout_msec)
+{
+	uint64_t deadline = deadline_after(timeout_msec);
+
+	if (!r->registered || worker >= r->n_workers || listener >= r->n_listeners)
+		return context_error(
+			r, -ERANGE, "there is no worker %u with a listener %u", worker, listener);
+	if (r->listeners[listener].cid_mode != PROTOCOL_CID_REGISTERED)
+		return context_error(r, -EOPNOTSUPP,
+			"listener %s does not take registered connection IDs",
+			r->listeners[listener].name);
+	for (size_t i = 0; i < n_cids; i++)
+		if (cids[i].length < 1 || cids[i].length > REUSEPORT_CID_OCTETS)
+			return context_error(r, -EINVAL,
+				"connection ID %zu has %u octets, it can have 1 to %u", i,
+				cids[i].length, REUSEPORT_CID_OCTETS);
+	for (size_t i = 0; i < n_cids; i += PROTOCOL_CIDS_MAX) {
+		int result = send_cids(r, type, worker, listener, cids + i,
+			MIN(n_cids - i, PROTOCOL_CIDS_MAX), deadline);
+
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+_public_ int reuseport_cid_add(struct reuseport *r, unsigned worker, unsigned listener,
+	const struct reuseport_cid *cids, size_t n_cids, int timeout_msec)
+{
+	return change_cids(r, PROTOCOL_CID_ADD, worker, listener, cids, n_cids, timeout_msec);
+}
+
+_public_ int reuseport_cid_retire(struct reuseport *r, unsigned worker, unsigned listener,
+	const struct reuseport_cid *cids, size_t n_cids, int timeout_msec)
+{
+	return change_cids(r, PROTOCOL_CID_RETIRE, worker, listener, cids, n_cids, timeout_msec);
+}
+
+/* HMAC-SHA256 (RFC 2104) of label || data under a key that is shorter than a block. */
+static void hmac(const uint8_t key[REUSEPORT_SECRET_OCTETS], const char *label, const uint8_t *data,
+	size_t length, uint8_t out[SHA256_DIGEST_LENGTH])
+{
+	uint8_t block[SHA256_CBLOCK], inner[SHA256_DIGEST_LENGTH];
+	SHA256_CTX context;
+
+	memset(block, 0x36, sizeof(block));
+	for (size_t i = 0; i < REUSEPORT_SECRET_OCTETS; i++)
+		block[i] ^= key[i];
+	SHA256_Init(&context);
+	SHA256_Update(&context, block, sizeof(block));
+	SHA256_Update(&context, label, strlen(label));
+	SHA256_Update(&context, data, length);
+	SHA256_Final(inner, &context);
+
+	for (size_t i = 0; i < sizeof(block); i++)
+		block[i] ^= 0x36 ^ 0x5c;
+	SHA256_Init(&context);
+	SHA256_Update(&context, block, sizeof(block));
+	SHA256_Update(&context, inner, sizeof(inner));
+	SHA256_Final(out, &context);
+
+	explicit_bzero(block, sizeof(block));
+	explicit_bzero(inner, sizeof(inner));
+	explicit_bzero(&context, sizeof(context));
+}
+
+static int find_secret(const struct reuseport *r, unsigned listener, const uint8_t **ret)
+{
+	if (listener >= r->n_listeners)
+		return -ERANGE;
+	if (r->fallback || r->listeners[listener].transport != PROTOCOL_QUIC)
+		return -EOPNOTSUPP;
+	*ret = r->listeners[listener].token_secret;
+	return 0;
+}
+
+_public_ int reuseport_reset_token(const struct reuseport *r, unsigned listener, const uint8_t *cid,
+	size_t cid_length, uint8_t token[REUSEPORT_TOKEN_OCTETS])
+{
+	uint8_t digest[SHA256_DIGEST_LENGTH];
+	const uint8_t *secret;
+	int result;
+
+	result = find_secret(r, listener, &secret);
+	if (result < 0)
+		return result;
+	if (cid_length < 1 || cid_length > REUSEPORT_CID_OCTETS)
+		return -EINVAL;
+	hmac(secret, "reset", cid, cid_length, digest);
+	memcpy(token, digest, REUSEPORT_TOKEN_OCTETS);
+	explicit_bzero(digest, sizeof(digest));
+	return 0;
+}
+
+_public_ int reuseport_token_secret(
+	const struct reuseport *r, unsigned listener, uint8_t secret[REUSEPORT_SECRET_OCTETS])
+{
+	const uint8_t *shared;
+	int result;
+
+	result = find_secret(r, listener, &shared);
+	if (result < 0)
+		return result;
+	hmac(shared, "token", (const uint8_t *)"", 0, secret);
+	return 0;
+}
