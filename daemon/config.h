@@ -27,28 +27,28 @@ enum cid_mode { /* ConnectionID=; values as in proto/protocol.h */
 };
 
 struct listener_config {
-	char *name;	 /* unique in its service */
-	char *file;	 /* where it was defined, for messages */
+	char *name; /* unique in its service */
+	char *file; /* where it was defined, for messages */
 	unsigned line;
 	enum transport transport;
 	struct sockaddr_storage address;
 	socklen_t address_length;
-	char *address_text;	/* "127.0.0.1:80", "[::]:443" */
-	int backlog;		/* Backlog=, default 4096 (the kernel caps it at somaxconn) */
-	size_t receive_buffer;	/* ReceiveBuffer=, octets, 0: kernel's */
-	size_t send_buffer;	/* SendBuffer=, octets, 0: kernel's */
-	bool ipv6_only;		/* BindIPv6Only=ipv6-only; default false (both) */
-	char *bind_to_device;	/* BindToDevice=, NULL: none */
-	bool free_bind;		/* FreeBind= */
-	bool transparent;	/* Transparent= */
-	int64_t mark;		/* Mark=, -1: none */
-	bool lock_filter;	/* LockFilter=, default true */
-	bool standby_hold;	/* Standby=hold (default) or refuse */
+	char *address_text;    /* "127.0.0.1:80", "[::]:443" */
+	int backlog;           /* Backlog=, default 4096 (the kernel caps it at somaxconn) */
+	size_t receive_buffer; /* ReceiveBuffer=, octets, 0: kernel's */
+	size_t send_buffer;    /* SendBuffer=, octets, 0: kernel's */
+	bool ipv6_only;        /* BindIPv6Only=ipv6-only; default false (both) */
+	char *bind_to_device;  /* BindToDevice=, NULL: none */
+	bool free_bind;        /* FreeBind= */
+	bool transparent;      /* Transparent= */
+	int64_t mark;          /* Mark=, -1: none */
+	bool lock_filter;      /* LockFilter=, default true */
+	bool standby_hold;     /* Standby=hold (default) or refuse */
 	uint64_t standby_timeout_usec; /* StandbyTimeoutSec=, default 30 s, 0: for ever */
 	uint64_t flow_timeout_usec;    /* FlowTimeoutSec=, UDP and QUIC, default 60 s */
-	uint32_t n_flows;	       /* Flows=, entries of the flow map, default 65536, power of two */
-	enum cid_mode cid_mode;	       /* ConnectionID=, QUIC only, default quic-lb */
-	uint16_t host_id;	       /* HostID= of the daemon */
+	uint32_t n_flows;       /* Flows=, entries of the flow map, default 65536, power of two */
+	enum cid_mode cid_mode; /* ConnectionID=, QUIC only, default quic-lb */
+	uint16_t host_id;       /* HostID= of the daemon */
 };
 
 struct service_config {
@@ -58,8 +58,8 @@ struct service_config {
 	size_t n_allow_uids;
 	gid_t *allow_gids; /* AllowGroup= */
 	size_t n_allow_gids;
-	bool allow_all;	      /* --listen only */
-	unsigned max_workers; /* MaxWorkers=, default 1024 */
+	bool allow_all;              /* --listen only */
+	unsigned max_workers;        /* MaxWorkers=, default 1024 */
 	uint64_t drain_timeout_usec; /* DrainTimeoutSec=, default 5 min, 0: for ever */
 	struct listener_config **listeners;
 	size_t n_listeners; /* 1 .. PROTOCOL_LISTENERS_MAX */
@@ -68,12 +68,13 @@ struct service_config {
 struct config {
 	struct service_config **services;
 	size_t n_services;
-	char *user;		   /* User=, default "reuseport" */
-	gid_t status_group;	   /* StatusGroup=: may read the control socket; (gid_t)-1: anyone */
-	gid_t admin_group;	   /* AdminGroup=: may change things; (gid_t)-1: root only */
-	uint16_t host_id;	   /* HostID=, default 0 */
-	unsigned max_connections;  /* MaxConnectionsPerUser=, worker and control connections, default 512 */
-	unsigned max_slots;	   /* MaxSlotsPerUser=, default 4096 */
+	char *user;               /* User=, default "reuseport" */
+	gid_t status_group;       /* StatusGroup=: may read the control socket; (gid_t)-1: anyone */
+	gid_t admin_group;        /* AdminGroup=: may change things; (gid_t)-1: root only */
+	uint16_t host_id;         /* HostID=, default 0 */
+	unsigned max_connections; /* MaxConnectionsPerUser=, worker and control connections, default
+				     512 */
+	unsigned max_slots;       /* MaxSlotsPerUser=, default 4096 */
 	uint64_t answer_timeout_usec; /* AnswerTimeoutSec=, for ACK, default 10 s */
 };
 
@@ -83,18 +84,18 @@ void config_free(struct config *config);
 void config_freep(struct config **config);
 
 /*
- * Reads DIRECTORY/reuseportd.conf ([Daemon] section; may be absent) and DIRECTORY/services.d/ *.conf
- * in the order of their names, and checks the whole. The first [Service] section of a file names the
- * service by Name= or else by the file's name without .conf; every [Listener NAME] section belongs to it.
- * On a mistake returns -EINVAL and *ret_error: every mistake, one a line, "FILE:LINE: what is wrong
- * and what is allowed" (free()). A missing directory is -ENOENT with its sentence. Errors also
- * -EACCES, -ENOMEM.
+ * Reads DIRECTORY/reuseportd.conf ([Daemon] section; may be absent) and DIRECTORY/services.d/
+ * *.conf in the order of their names, and checks the whole. The first [Service] section of a file
+ * names the service by Name= or else by the file's name without .conf; every [Listener NAME]
+ * section belongs to it. On a mistake returns -EINVAL and *ret_error: every mistake, one a line,
+ * "FILE:LINE: what is wrong and what is allowed" (free()). A missing directory is -ENOENT with its
+ * sentence. Errors also -EACCES, -ENOMEM.
  */
 int config_load(struct config **ret, const char *directory, char **ret_error);
 
 /* Adds one --listen argument: NAME=tcp://ADDR:PORT, udp:// or quic://. Several with one NAME make
- * several listeners ("tcp", "udp", "quic", then "tcp-2" ...) of one service that every user may use.
- * -EINVAL with *ret_error. */
+ * several listeners ("tcp", "udp", "quic", then "tcp-2" ...) of one service that every user may
+ * use. -EINVAL with *ret_error. */
 int config_add_listen(struct config *config, const char *argument, char **ret_error);
 
 /* "tcp", "udp", "quic". */
@@ -102,5 +103,5 @@ const char *transport_name(enum transport transport);
 /* "quic-lb", ...; "none" for CID_NONE. */
 const char *cid_mode_name(enum cid_mode mode);
 /* Whether a process of this user (with all its groups) may register with the service. */
-bool service_config_allows(const struct service_config *service, uid_t uid, const gid_t *gids,
-	size_t n_gids);
+bool service_config_allows(
+	const struct service_config *service, uid_t uid, const gid_t *gids, size_t n_gids);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * The control socket: a Varlink server (NUL-terminated JSON on a Unix stream socket) in the event
- * loop. It frames, checks who may, answers org.varlink.service itself, and calls one handler for each
- * method of io.reuseport.Control. Knows nothing of services or workers.
+ * loop. It frames, checks who may, answers org.varlink.service itself, and calls one handler for
+ * each method of io.reuseport.Control. Knows nothing of services or workers.
  */
 #pragma once
 
@@ -15,21 +15,22 @@
 struct control;
 
 /*
- * A method's work. parameters is borrowed, an object. On success returns 0 and the parameters of the
- * reply in *ret (new reference, an object). On failure returns a negative errno and either nothing,
- * or in *ret_error a Varlink error name (static, for instance "io.reuseport.Control.NoSuchWorker")
- * with its parameters in *ret (new reference or NULL).
+ * A method's work. parameters is borrowed, an object. On success returns 0 and the parameters of
+ * the reply in *ret (new reference, an object). On failure returns a negative errno and either
+ * nothing, or in *ret_error a Varlink error name (static, for instance
+ * "io.reuseport.Control.NoSuchWorker") with its parameters in *ret (new reference or NULL).
  */
-typedef int (*control_handler)(void *user_data, const json_t *parameters, json_t **ret,
-	const char **ret_error);
+typedef int (*control_handler)(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error);
 
 struct control_method {
 	const char *name; /* "Status"; the interface is implied */
-	bool changes;	  /* needs root or the admin group; else the status group is enough */
+	bool changes;     /* needs root or the admin group; else the status group is enough */
 	control_handler handler;
 };
 
-/* socket: bound, listening SOCK_STREAM; owned by the result. methods: static, ends with a NULL name. */
+/* socket: bound, listening SOCK_STREAM; owned by the result. methods: static, ends with a NULL
+ * name. */
 int control_new(struct control **ret, sd_event *event, int socket,
 	const struct control_method *methods, void *user_data);
 struct control *control_free(struct control *control);

@@ -12,7 +12,7 @@
 struct maglev_member {
 	uint16_t slot;
 	uint16_t weight; /* 1 .. 1000 */
-	uint64_t seed;	 /* decides the member's permutation: the same for the same member always */
+	uint64_t seed;   /* decides the member's permutation: the same for the same member always */
 };
 
 /*
@@ -20,5 +20,5 @@ struct maglev_member {
  * alone, not on their order. A member's share of entries is its weight over the sum within one
  * entry a round, so within n_members entries. n_members 0 is -EINVAL. Errors: -ENOMEM.
  */
-int maglev_fill(uint16_t *entries, size_t size, const struct maglev_member *members,
-	size_t n_members);
+int maglev_fill(
+	uint16_t *entries, size_t size, const struct maglev_member *members, size_t n_members);

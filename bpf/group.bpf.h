@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The maps of a group and what all its programs do: count, choose by the listener map, fall back.
+ *
+ * The programs are loaded with CAP_BPF alone, without CAP_PERFMON. The verifier then guards against
+ * speculative store bypass by a barrier after every first store to a stack slot (Linux 6.18,
+ * check_stack_write_fixed_off), which costs more than all the rest. So map keys are not
+ * built on the stack: they are pointed to where they stand already, in slot_index or the counters.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <bpf/bpf_helpers.h>
+
+#include "layout.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY);
+	__uint(max_entries, INDEX_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} socket_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct group_counters);
+} group_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SLOT_COUNT);
+	__type(key, __u32);
+	__type(value, struct slot_counters);
+} slot_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries,
+		4096); /* the daemon puts one of its own in place, shared by all groups */
+} events SEC(".maps");
+
+struct listener_map listener_map; /* .bss: the program knows its address, no look-up */
+
+/* A key to point at: slot_index[i] is i, and the sink beyond the last. Filled before loading. */
+const volatile __u32 slot_index[INDEX_KEYS];
+
+static __always_inline void *index_key(__u32 index)
+{
+	/* A mask, not a branch: the verifier follows one path instead of two. */
+	index &= INDEX_KEYS - 1;
+	asm volatile("" : "+r"(index));
+	return (void *)&slot_index[index & (INDEX_KEYS - 1)];
+}
+
+static __always_inline int select_index(struct sk_reuseport_md *ctx, __u32 index)
+{
+	return bpf_sk_select_reuseport(ctx, &socket_map, index_key(index), 0);
+}
+
+static __always_inline void count_slot(__u32 slot, bool new_connection)
+{
+	struct slot_counters *counters = bpf_map_lookup_elem(&slot_counters, index_key(slot));
+
+	if (!counters)
+		return;
+	counters->packets++;
+	if (new_connection)
+		counters->new_connections++;
+}
+
+/* Tells the daemon, once until it has looked, that a slot it believes in is empty. */
+static __always_inline void report_empty(__u32 slot)
+{
+	struct slot_event *event;
+
+	if (listener_map.reported)
+		return;
+	listener_map.reported = 1;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		listener_map.reported = 0;
+		return;
+	}
+	event->group = listener_map.group;
+	event->slot = slot;
+	bpf_ringbuf_submit(event, 0);
+}
+
+/* The table's answer for a hash; the multiplication spreads 32 bits over TABLE_SIZE evenly. */
+static __always_inline __u32 table_slot(const struct listener_table *table, __u32 hash)
+{
+	__u32 entry = ((__u64)hash * TABLE_SIZE) >> 32;
+
+	asm volatile("" : "+r"(entry));
+	if (entry >= TABLE_SIZE)
+		return INDEX_NONE;
+	return table->entries[entry];
+}
+
+/*
+ * One try of select_fallback(): the active worker that comes number `offset` after the hash's.
+ * Returns its slot when it took the packet, INDEX_NONE when it did not. A global function: the
+ * verifier checks it once by itself, and the loop that calls it stays simple (without CAP_PERFMON
+ * every branch is walked speculatively as well, and 8,192 pending ones are the limit).
+ */
+__noinline __u32 select_active(struct sk_reuseport_md *ctx, __u32 hash, __u32 offset)
+{
+	const struct listener_table *table = &listener_map.tables[listener_map.current & 1];
+	__u32 slot;
+
+	if (offset >= table->n_active)
+		return INDEX_NONE;
+	slot = table->active[((hash % table->n_active + offset) % table->n_active) &
+			     (SLOT_COUNT - 1)];
+	return select_index(ctx, slot) == 0 ? slot : INDEX_NONE;
+}
+
+/*
+ * The chosen slot is empty: the next active workers in order, so that with at most FALLBACK_TRIES
+ * of them every one is tried. Returns the slot that took it or INDEX_NONE.
+ */
+static __always_inline __u32 select_fallback(struct sk_reuseport_md *ctx, __u32 hash)
+{
+	__u32 i, slot;
+
+#pragma unroll
+	for (i = 0; i < FALLBACK_TRIES; i++) {
+		slot = select_active(ctx, hash, i);
+		if (slot != INDEX_NONE)
+			return slot;
+	}
+	return INDEX_NONE;
+}
+
+/*
+ * The rare one is counted by an atomic addition so that the compiler keeps two paths with a
+ * constant offset each: without CAP_PERFMON the verifier refuses an addition to a pointer whose
+ * operand depends on the path taken.
+ */
+static __always_inline void count_new(struct group_counters *counters, bool migrating)
+{
+	if (migrating)
+		__sync_fetch_and_add(&counters->verdict[VERDICT_MIGRATED], 1);
+	else
+		counters->verdict[VERDICT_LISTENER]++;
+}
+
+/*
+ * A new connection or one that moves: listener map, else other active workers, else the standby.
+ * Returns the slot that took it, INDEX_STANDBY for the standby, INDEX_NONE for nobody.
+ */
+static __always_inline __u32 select_new(
+	struct sk_reuseport_md *ctx, __u32 hash, struct group_counters *counters, bool migrating)
+{
+	const struct listener_table *table = &listener_map.tables[listener_map.current & 1];
+	__u32 slot, standby;
+
+	if (table->n_active) {
+		slot = table_slot(table, hash);
+		if (select_index(ctx, slot) == 0) {
+			count_new(counters, migrating);
+			count_slot(slot, true);
+			return slot;
+		}
+		report_empty(slot);
+		slot = select_fallback(ctx, hash);
+		if (slot < SLOT_COUNT) {
+			counters->verdict[VERDICT_FALLBACK]++;
+			count_slot(slot, true);
+			return slot;
+		}
+	}
+	standby = listener_map.standby;
+	if (standby != INDEX_NONE && select_index(ctx, standby) == 0) {
+		counters->verdict[VERDICT_STANDBY]++;
+		return INDEX_STANDBY;
+	}
+	counters->verdict[VERDICT_DROPPED]++;
+	return INDEX_NONE;
+}
+
+/*
+ * Never SK_PASS without a selection: the kernel would then choose among all members of the group,
+ * those that drain included.
+ */
+static __always_inline int verdict_of(__u32 selected)
+{
+	return selected == INDEX_NONE ? SK_DROP : SK_PASS;
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What the programs and the daemon must agree on: indexes of the socket map, layout of the listener
+ * map, the flow map and the counters. Compiled on both sides.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#define SLOT_COUNT 4096    /* slots of the daemon: 0 .. 4095 */
+#define INDEX_STANDBY 4096 /* socket_map: standby of a TCP listener */
+#define INDEX_SINK 4097    /* socket_map: the socket whose filter drops everything */
+#define INDEX_COUNT 4098
+#define INDEX_KEYS 8192 /* power of two above INDEX_COUNT */
+#define INDEX_NONE 0xffffffffu
+
+/* Entries of a Maglev table: prime, the largest that leaves indexes in 16 bits. */
+#define TABLE_SIZE 65521
+/* Workers tried, in this run of the program, when the chosen one's socket is gone. */
+#define FALLBACK_TRIES 64
+
+struct listener_table {
+	__u32 n_active;            /* 0: nobody, the standby takes it */
+	__u16 active[SLOT_COUNT];  /* the n_active slots, in order: where fallback looks */
+	__u16 entries[TABLE_SIZE]; /* Maglev: hash -> slot */
+};
+
+/*
+ * Written by the daemon through its mapping, read by the program. The table that is not current is
+ * filled, then `current` is switched: one word, so a reader sees the old table or the new one.
+ */
+struct listener_map {
+	__u32 current;      /* 0 or 1 */
+	__u32 standby;      /* index in socket_map, or INDEX_NONE: refuse */
+	__u32 flow_mask;    /* sets of the flow map less one */
+	__u32 flow_timeout; /* ticks */
+	__u32 group;        /* number of the group, for events */
+	__u32 reported;     /* 1: an event is on its way that the daemon has not handled yet */
+	struct listener_table tables[2];
+};
+
+/*
+ * Flow map: sets of eight words in one cache line. A word is tag << 32 | slot << 16 | tick; 0 is
+ * free. One aligned 64-bit store changes it: no lock, no torn entry. Entries that live are never
+ * pushed out by others: a full set remembers no newcomer, which then goes by the listener map.
+ */
+#define FLOW_WAYS 8
+#define FLOW_TICK_SHIFT 28 /* a tick is 2^28 ns, 0.268 s; 16 bits of it wrap after 4.9 hours */
+#define FLOW_TIMEOUT_MAX 0x7fff
+
+struct flow_set {
+	__u64 word[FLOW_WAYS];
+};
+
+enum verdict {
+	VERDICT_FLOW,     /* an existing flow, by the flow map */
+	VERDICT_LISTENER, /* by the listener map */
+	VERDICT_FALLBACK, /* the chosen socket was gone, another active worker got it */
+	VERDICT_MIGRATED, /* TCP connection taken over from a socket that closed */
+	VERDICT_STANDBY,  /* nobody active: the standby holds it */
+	VERDICT_DROPPED,  /* refused: no worker and no standby */
+	VERDICT_COUNT,
+};
+
+/* Per CPU, one a group. key is room for a map key outside the stack: see group.bpf.h. */
+struct group_counters {
+	__u64 verdict[VERDICT_COUNT];
+	__u32 key;
+	__u32 reserved;
+};
+
+/* Per CPU, one a slot. */
+struct slot_counters {
+	__u64 packets;
+	__u64 new_connections;
+};
+
+/* In the ring buffer that all groups share: the socket of a slot was found missing. */
+struct slot_event {
+	__u32 group;
+	__u32 slot;
+};

@@ -1,0 +1,498 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * One connection on worker.sock: the daemon's side of the worker protocol. Whatever a client sends,
+ * or doesn't, touches that client alone: everything is bounded by number or by time, nothing
+ * blocks, and at most one message with descriptors is under way to it (descriptors in flight count
+ * against the daemon's user, and would starve the others; Linux, unix_attach_fds).
+ */
+#include <endian.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "common/util.h"
+#include "daemon/group.h"
+#include "daemon/log.h"
+#include "daemon/manager.h"
+#include "daemon/peer.h"
+#include "proto/message.h"
+
+struct client {
+	struct client *next;
+	struct manager *manager;
+	int socket;
+	sd_event_source *source;
+	struct peer peer;
+	bool greeted;
+	struct registration *registration;
+	uint32_t granting;           /* worker whose GRANT is unacknowledged, n_workers: none */
+	uint32_t sequence;           /* of the request that GRANTs answer */
+	uint64_t answer_before_usec; /* CLOCK_MONOTONIC, 0: nothing is awaited */
+	struct message message;      /* the one being handled; here because it is large */
+};
+
+static void await_answer(struct client *client)
+{
+	client->answer_before_usec = now_monotonic() + client->manager->config->answer_timeout_usec;
+}
+
+struct client *client_free(struct client *client)
+{
+	struct client **link = &client->manager->clients;
+	struct registration *registration = client->registration;
+
+	while (*link != client)
+		link = &(*link)->next;
+	*link = client->next;
+	if (registration) {
+		client->registration = NULL;
+		registration->client = NULL;
+		/* An unfinished registration ends with its connection; the others live with their
+		 * process. */
+		if (!registration->acked || registration->workers[0].state == WORKER_JOINING)
+			registration_free(registration, "its connection ended before it was ready");
+	}
+	manager_account(client->manager, client->peer.uid)->n_connections--;
+	sd_event_source_disable_unref(client->source);
+	close_fd(&client->socket);
+	peer_done(&client->peer);
+	free(client);
+	return NULL;
+}
+
+void client_forget(struct client *client)
+{
+	client->registration = NULL;
+	client->answer_before_usec = 0;
+}
+
+void client_goodbye(struct client *client, int error, const char *text)
+{
+	struct protocol_goodbye goodbye = {.error = htole32((uint32_t)error)};
+
+	snprintf(goodbye.text, sizeof(goodbye.text), "%s", text);
+	message_send(client->socket, PROTOCOL_GOODBYE, 0, &goodbye, sizeof(goodbye), NULL, 0);
+	client_free(client);
+}
+
+void client_send_drain(struct client *client, const struct registration *registration,
+	enum protocol_drain_reason reason, uint64_t deadline_usec)
+{
+	const struct protocol_drain_requested event = {
+		.registration = htole32(registration->id),
+		.reason = htole32(reason),
+		.deadline_usec = htole64(deadline_usec),
+	};
+
+	/* A client that reads nothing misses it, and loses its slots at the deadline. */
+	message_send(client->socket, PROTOCOL_DRAIN_REQUESTED, 0, &event, sizeof(event), NULL, 0);
+}
+
+static int send_ok(struct client *client, uint32_t sequence)
+{
+	const struct protocol_ok ok = {0};
+
+	return message_send(client->socket, PROTOCOL_OK, sequence, &ok, sizeof(ok), NULL, 0);
+}
+
+#define refuse(client, error, ...) \
+	message_send_error((client)->socket, (client)->message.header.sequence, error, __VA_ARGS__)
+
+/* Kernels without SO_PEERPIDFD: the client's own pidfd, believed if its pid is the sender's. */
+static int take_own_pidfd(struct client *client)
+{
+	struct message *message = &client->message;
+	pid_t pid;
+
+	if (client->peer.pidfd >= 0 || message->n_fds == 0)
+		return 0;
+	if (!message->has_credentials || pidfd_to_pid(message->fds[0], &pid) < 0 ||
+		pid != message->credentials.pid)
+		return refuse(client, EPERM,
+			"HELLO: the descriptor is not a pidfd of the process that sent it");
+	client->peer.pidfd = take_fd(&message->fds[0]);
+	client->peer.pid = pid;
+	return 0;
+}
+
+static int handle_hello(struct client *client)
+{
+	const struct protocol_hello *hello = &client->message.hello;
+	struct protocol_welcome welcome = {
+		.version = htole16(PROTOCOL_VERSION),
+		.message_max = htole32(PROTOCOL_MESSAGE_MAX),
+		.workers_max = htole32(PROTOCOL_WORKERS_MAX),
+		.answer_msec = htole32(
+			(uint32_t)(client->manager->config->answer_timeout_usec / USEC_PER_MSEC)),
+	};
+	int result;
+
+	if (client->greeted)
+		return refuse(client, EALREADY, "HELLO was said already");
+	if (le16toh(hello->version_min) > PROTOCOL_VERSION ||
+		le16toh(hello->version_max) < PROTOCOL_VERSION)
+		return refuse(client, EPROTONOSUPPORT,
+			"this daemon speaks protocol version %d, the client %u to %u",
+			PROTOCOL_VERSION, le16toh(hello->version_min), le16toh(hello->version_max));
+	result = take_own_pidfd(client);
+	if (result < 0)
+		return result;
+	client->greeted = true;
+	client->answer_before_usec = 0;
+	snprintf(welcome.daemon_version, sizeof(welcome.daemon_version), "%s", VERSION);
+	return message_send(client->socket, PROTOCOL_WELCOME, client->message.header.sequence,
+		&welcome, sizeof(welcome), NULL, 0);
+}
+
+/* Makes the sockets of one worker and sends them; the daemon's copies are closed on return. */
+static int send_grant(struct client *client, uint32_t index)
+{
+	struct registration *registration = client->registration;
+	struct service *service = registration->service;
+	struct worker *worker = &registration->workers[index];
+	struct protocol_grant *grant = &client->message.grant;
+	struct protocol_grant_listener *entry = (struct protocol_grant_listener *)(grant + 1);
+	int fds[PROTOCOL_LISTENERS_MAX] = {0};
+	const char *step = "";
+	uint16_t n = 0;
+	int result = 0;
+
+	memset(client->message.body, 0, sizeof(client->message.body));
+	for (size_t i = 0; i < service->n_listeners && n < PROTOCOL_LISTENERS_MAX; i++) {
+		struct listener *listener = service->listeners[i];
+
+		if (!listener)
+			continue;
+		fds[n] = group_add_socket(listener->group, listener->config, worker->slot, &step);
+		if (fds[n] < 0) {
+			result = fds[n];
+			log_warning("%s: cannot make a socket for listener %s: %s: %s",
+				service->config->name, listener->config->name, step,
+				strerror(-result));
+			break;
+		}
+		group_reset_slot(listener->group, worker->slot);
+		snprintf(entry[n].name, sizeof(entry[n].name), "%s", listener->config->name);
+		snprintf(entry[n].address, sizeof(entry[n].address), "%s",
+			listener->config->address_text);
+		entry[n].transport = (uint8_t)listener->config->transport;
+		entry[n].descriptor = htole16(n);
+		worker->present |= 1ULL << listener->index;
+		n++;
+	}
+	grant->registration = htole32(registration->id);
+	grant->worker = htole32(index);
+	grant->n_workers = htole32(registration->n_workers);
+	grant->slot = htole16(worker->slot);
+	grant->n_listeners = htole16(n);
+	memcpy(grant->instance, registration->instance, sizeof(grant->instance));
+	if (result >= 0)
+		result = message_send(client->socket, PROTOCOL_GRANT, client->sequence, grant,
+			sizeof(*grant) + n * sizeof(*entry), fds, n);
+	else
+		message_send_error(client->socket, client->sequence, -result,
+			"cannot make the sockets of service '%s': %s: %s", service->config->name,
+			step, strerror(-result));
+	while (n > 0)
+		close_fd(&fds[--n]);
+	if (result < 0)
+		return result;
+	worker->granted = true;
+	client->granting = index;
+	await_answer(client);
+	return 0;
+}
+
+/* Without this the service would tell strangers which names exist. */
+static int check_register(
+	struct client *client, const struct protocol_register *request, struct service **ret)
+{
+	struct manager *manager = client->manager;
+	struct service *service = manager_find_service(manager, request->service);
+	struct account *account = manager_account(manager, client->peer.uid);
+	uint32_t n = le32toh(request->n_workers), taken = 0;
+
+	if (client->registration)
+		return refuse(client, EALREADY, "this connection has registered already");
+	if (client->peer.pidfd < 0)
+		return refuse(client, EPERM,
+			"HELLO must bring a pidfd of the client: this kernel is older than 6.5");
+	if (!service || service->removed)
+		return refuse(client, ENOENT, "there is no service '%s'", request->service);
+	if (client->peer.uid != 0 && !service_config_allows(service->config, client->peer.uid,
+					     client->peer.gids, client->peer.n_gids))
+		return refuse(client, EACCES,
+			"user %u may not register with service '%s': AllowUser= and AllowGroup= in %s "
+			"decide",
+			client->peer.uid, request->service,
+			service->config->file ? service->config->file : "its configuration");
+	if (n < 1 || n > PROTOCOL_WORKERS_MAX)
+		return refuse(client, EINVAL, "%u workers asked for, 1 to %u are possible", n,
+			PROTOCOL_WORKERS_MAX);
+	if (le32toh(request->weight) > 1000)
+		return refuse(client, EINVAL, "weight %u, 1 to 1000 are possible",
+			le32toh(request->weight));
+	for (struct registration *r = service->registrations; r; r = r->next)
+		taken += r->n_workers;
+	if (taken + n > service->config->max_workers)
+		return refuse(client, EDQUOT, "service '%s' has %u workers of %u (MaxWorkers=)",
+			request->service, taken, service->config->max_workers);
+	if (account->n_slots + n > manager->config->max_slots)
+		return refuse(client, EDQUOT, "user %u has %u slots of %u (MaxSlotsPerUser=)",
+			client->peer.uid, account->n_slots, manager->config->max_slots);
+	*ret = service;
+	return 1;
+}
+
+static int handle_register(struct client *client)
+{
+	const struct protocol_register request = client->message.reg;
+	_cleanup_close_ int pidfd = -1;
+	struct registration *registration;
+	struct service *service = NULL;
+	const char *reason;
+	int result;
+
+	result = check_register(client, &request, &service);
+	if (result != 1)
+		return result;
+	pidfd = fcntl(client->peer.pidfd, F_DUPFD_CLOEXEC, 3);
+	if (pidfd < 0)
+		return refuse(
+			client, errno, "the daemon has no descriptor left: %s", strerror(errno));
+	result = registration_new(&registration, service, client, request.instance,
+		le32toh(request.n_workers), le32toh(request.weight), &reason);
+	if (result < 0)
+		return refuse(client, -result, "cannot register with service '%s': %s",
+			request.service, reason);
+	registration->uid = client->peer.uid;
+	manager_account(client->manager, client->peer.uid)->n_slots += registration->n_workers;
+	client->registration = registration;
+	client->sequence = client->message.header.sequence;
+	result = registration_set_process(registration, client->peer.pid, take_fd(&pidfd));
+	if (result >= 0)
+		result = send_grant(client, 0);
+	if (result < 0) {
+		bool told = result != -EAGAIN && result != -EPIPE && result != -ETOOMANYREFS;
+
+		registration_free(registration, "its sockets could not be made or sent");
+		return told ? 0 : result;
+	}
+	return 0;
+}
+
+/* A launcher names the process that it started: of the same user, or the launcher is root. */
+static int take_process(struct client *client)
+{
+	struct message *message = &client->message;
+	uid_t uid = (uid_t)-1;
+	pid_t pid;
+	int result;
+
+	if (!(le32toh(message->ack.flags) & PROTOCOL_ACK_PROCESS))
+		return 1;
+	if (message->n_fds != 1)
+		return refuse(client, EINVAL, "ACK of a process without its pidfd");
+	result = pidfd_to_pid(message->fds[0], &pid);
+	if (result == -ESRCH)
+		return refuse(client, ESRCH, "the process has ended already");
+	if (result < 0)
+		return refuse(client, EBADF, "the descriptor of the ACK is not a pidfd");
+	result = pid_to_uid(pid, &uid);
+	if (client->peer.uid != 0 && (result < 0 || uid != client->peer.uid))
+		return refuse(client, EPERM, "process %d is not one of user %u", (int)pid,
+			client->peer.uid);
+	result = registration_set_process(client->registration, pid, take_fd(&message->fds[0]));
+	if (result < 0)
+		return refuse(client, -result, "cannot watch process %d: %s", (int)pid,
+			strerror(-result));
+	return 1;
+}
+
+static int handle_ack(struct client *client)
+{
+	struct registration *registration = client->registration;
+	const struct protocol_ack *ack = &client->message.ack;
+	uint32_t worker = le32toh(ack->worker), sequence = client->message.header.sequence;
+	int result;
+
+	if (!registration || le32toh(ack->registration) != registration->id ||
+		registration->acked || worker != client->granting)
+		return refuse(client, EINVAL, "no GRANT of registration %u, worker %u is awaited",
+			le32toh(ack->registration), worker);
+	result = take_process(client);
+	if (result != 1)
+		return result;
+	if (worker + 1 < registration->n_workers) {
+		result = send_grant(client, worker + 1);
+		if (result < 0 && result != -EAGAIN && result != -EPIPE &&
+			result != -ETOOMANYREFS) {
+			registration_free(registration, "its sockets could not be made");
+			return 0;
+		}
+		return result;
+	}
+	registration->acked = true;
+	client->answer_before_usec = 0;
+	return send_ok(client, sequence);
+}
+
+static int handle_registration(struct client *client, uint16_t type)
+{
+	struct registration *registration = client->registration;
+	uint32_t id = le32toh(client->message.registration.registration);
+	uint32_t sequence = client->message.header.sequence;
+
+	if (!registration || registration->id != id || !registration->acked)
+		return refuse(client, EINVAL,
+			"%s: registration %u is not this connection's, or its "
+			"last GRANT is unacknowledged",
+			message_type_name(type), id);
+	if (type == PROTOCOL_READY) {
+		if (registration->workers[0].state == WORKER_DRAINING)
+			return refuse(client, EINVAL, "READY: the workers drain");
+		registration_ready(registration);
+	} else if (type == PROTOCOL_DRAIN) {
+		for (uint32_t i = 0; i < registration->n_workers; i++)
+			if (registration->workers[i].state == WORKER_JOINING)
+				return refuse(client, EINVAL, "DRAIN: the workers are not READY");
+		/* The client asks for it, so it needs no event. */
+		registration->client = NULL;
+		registration_drain(registration, -1, PROTOCOL_DRAIN_OPERATOR);
+		registration->client = client;
+	} else {
+		registration_free(registration, "given back");
+	}
+	return send_ok(client, sequence);
+}
+
+static int handle_message(struct client *client)
+{
+	uint16_t type = client->message.header.type;
+
+	if (!client->greeted && type != PROTOCOL_HELLO)
+		return refuse(client, EPROTO, "HELLO comes first, not %s", message_type_name(type));
+	switch (type) {
+	case PROTOCOL_HELLO:
+		return handle_hello(client);
+	case PROTOCOL_REGISTER:
+		return handle_register(client);
+	case PROTOCOL_ACK:
+		return handle_ack(client);
+	case PROTOCOL_READY:
+	case PROTOCOL_DRAIN:
+	case PROTOCOL_UNREGISTER:
+		return handle_registration(client, type);
+	case PROTOCOL_CID_ADD:
+	case PROTOCOL_CID_RETIRE:
+	case PROTOCOL_ADOPT:
+	case PROTOCOL_RESUME:
+		return refuse(client, EOPNOTSUPP,
+			"%s is not supported by this version of the daemon",
+			message_type_name(type));
+	default:
+		return refuse(client, EOPNOTSUPP, "unknown message type %u", type);
+	}
+}
+
+static int on_readable(sd_event_source *source, int fd, uint32_t events, void *user_data)
+{
+	struct client *client = user_data;
+	const char *reason = "";
+	int result;
+
+	result = message_receive(client->socket, &client->message, &reason);
+	if (result == -EAGAIN)
+		return 0;
+	if (result == -EBADMSG) {
+		refuse(client, EBADMSG, "%s", reason);
+		client_goodbye(client, EBADMSG, reason);
+		return 0;
+	}
+	if (result <= 0) {
+		client_free(client);
+		return 0;
+	}
+	result = handle_message(client);
+	message_done(&client->message);
+	if (result < 0) /* the client does not read, or has gone */
+		client_free(client);
+	return 0;
+}
+
+static int client_new(struct manager *manager, int socket)
+{
+	const int one = 1;
+	struct client *client = calloc(1, sizeof(*client));
+	int result;
+
+	if (!client) {
+		close_fd(&socket);
+		return -ENOMEM;
+	}
+	client->manager = manager;
+	client->socket = socket;
+	result = peer_of_socket(&client->peer, socket);
+	if (result >= 0)
+		result = sd_event_add_io(
+			manager->event, &client->source, socket, EPOLLIN, on_readable, client);
+	if (result < 0) {
+		peer_done(&client->peer);
+		close_fd(&client->socket);
+		free(client);
+		return result;
+	}
+	setsockopt(socket, SOL_SOCKET, SO_PASSCRED, &one, sizeof(one));
+	manager_account(manager, client->peer.uid)->n_connections++;
+	client->next = manager->clients;
+	manager->clients = client;
+	await_answer(client);
+	if (manager_account(manager, client->peer.uid)->n_connections >
+		manager->config->max_connections)
+		client_goodbye(client, EDQUOT,
+			"this user has too many connections (MaxConnectionsPerUser=)");
+	return 0;
+}
+
+static int on_connection(sd_event_source *source, int fd, uint32_t events, void *user_data)
+{
+	struct manager *manager = user_data;
+
+	/* A few at a time, so that a crowd at the door keeps nobody inside waiting. */
+	for (int i = 0; i < 16; i++) {
+		int socket = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (socket < 0)
+			break;
+		client_new(manager, socket);
+	}
+	return 0;
+}
+
+int client_listen(struct manager *manager, int socket)
+{
+	sd_event_source *source;
+	int result;
+
+	result = sd_event_add_io(manager->event, &source, socket, EPOLLIN, on_connection, manager);
+	if (result < 0)
+		return result;
+	sd_event_source_set_io_fd_own(source, true);
+	return sd_event_source_set_floating(source, true) < 0 ? -ENOMEM
+							      : (sd_event_source_unref(source), 0);
+}
+
+void clients_tick(struct manager *manager)
+{
+	uint64_t now = now_monotonic();
+
+	for (struct client *client = manager->clients, *next; client; client = next) {
+		next = client->next;
+		if (client->answer_before_usec && now >= client->answer_before_usec)
+			client_goodbye(client, ETIMEDOUT,
+				client->greeted ? "no ACK came in time (AnswerTimeoutSec=)"
+						: "no HELLO came in time (AnswerTimeoutSec=)");
+	}
+}

@@ -1,0 +1,500 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "daemon/group.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include "common/util.h"
+#include "daemon/socket.h"
+#include "tcp.skel.h"
+#include "udp.skel.h"
+
+#ifndef SO_MEMINFO
+#define SO_MEMINFO 55
+#endif
+
+/* Opens the embedded object of the transport; the programs differ, the maps have the same names. */
+static struct bpf_object *open_object(enum transport transport)
+{
+	const void *bytes;
+	size_t size;
+
+	if (transport == TRANSPORT_TCP)
+		bytes = tcp_bpf__elf_bytes(&size);
+	else
+		bytes = udp_bpf__elf_bytes(&size);
+	return bpf_object__open_mem(bytes, size, NULL);
+}
+
+static int prepare_object(struct group *group, const struct listener_config *config, int ring)
+{
+	struct bpf_map *rodata = bpf_object__find_map_by_name(group->object, ".rodata");
+	struct bpf_map *flows = bpf_object__find_map_by_name(group->object, "flow_map");
+	struct bpf_map *events = bpf_object__find_map_by_name(group->object, "events");
+	uint32_t *keys;
+	size_t size;
+	int result;
+
+	keys = (uint32_t *)bpf_map__initial_value(rodata, &size);
+	if (!keys || size < INDEX_KEYS * sizeof(*keys))
+		return -EINVAL;
+	for (uint32_t i = 0; i < INDEX_KEYS; i++)
+		keys[i] = i < INDEX_COUNT ? i : INDEX_SINK;
+	result = bpf_map__reuse_fd(events, ring);
+	if (result < 0)
+		return result;
+	if (flows) {
+		group->n_flow_sets = MAX(config->n_flows / FLOW_WAYS, 1u);
+		result = bpf_map__set_max_entries(flows, (uint32_t)group->n_flow_sets);
+	}
+	return result;
+}
+
+static void *map_memory(const struct bpf_object *object, const char *name, size_t size)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED,
+		bpf_object__find_map_fd_by_name(object, name), 0);
+
+	return memory == MAP_FAILED ? NULL : memory;
+}
+
+static int load(
+	struct group *group, const struct listener_config *config, uint32_t number, int ring)
+{
+	struct bpf_program *program;
+	int result;
+
+	group->object = open_object(config->transport);
+	if (!group->object)
+		return -errno;
+	result = prepare_object(group, config, ring);
+	if (result < 0)
+		return result;
+	result = bpf_object__load(group->object);
+	if (result < 0)
+		return result;
+	program = bpf_object__next_program(group->object, NULL);
+	while (program && bpf_program__type(program) != BPF_PROG_TYPE_SK_REUSEPORT)
+		program = bpf_object__next_program(group->object, program);
+	if (!program)
+		return -EINVAL;
+	group->program = bpf_program__fd(program);
+	group->socket_map = bpf_object__find_map_fd_by_name(group->object, "socket_map");
+	group->group_counters = bpf_object__find_map_fd_by_name(group->object, "group_counters");
+	group->slot_counters = bpf_object__find_map_fd_by_name(group->object, "slot_counters");
+	group->listener_map = map_memory(group->object, ".bss", sizeof(struct listener_map));
+	if (!group->listener_map)
+		return -errno;
+	if (group->n_flow_sets) {
+		group->flows = map_memory(
+			group->object, "flow_map", group->n_flow_sets * sizeof(struct flow_set));
+		if (!group->flows)
+			return -errno;
+	}
+	group->listener_map->standby = INDEX_NONE;
+	group->listener_map->group = number;
+	group->listener_map->flow_mask = group->n_flow_sets ? (uint32_t)group->n_flow_sets - 1 : 0;
+	group->listener_map->flow_timeout = (uint32_t)MIN(FLOW_TIMEOUT_MAX,
+		MAX(1, config->flow_timeout_usec * NSEC_PER_USEC >> FLOW_TICK_SHIFT));
+	return 0;
+}
+
+/*
+ * The sink drops all that reaches it, in silence. An eBPF filter: attaching a classic one takes
+ * CAP_NET_ADMIN on some kernels (seen on Linux 6.18.44), this one takes nothing.
+ */
+static int attach_drop_filter(int fd)
+{
+	const struct bpf_insn code[] = {
+		{.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0},
+		{.code = BPF_JMP | BPF_EXIT},
+	};
+	_cleanup_close_ int program = bpf_prog_load(
+		BPF_PROG_TYPE_SOCKET_FILTER, "sink", "Dual BSD/GPL", code, ARRAY_SIZE(code), NULL);
+
+	if (program < 0)
+		return -errno;
+	return setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program)) < 0 ? -errno
+											: 0;
+}
+
+static int put_socket(const struct group *group, uint32_t index, int fd)
+{
+	uint64_t value = (uint64_t)fd;
+
+	return bpf_map_update_elem(group->socket_map, &index, &value, BPF_ANY) < 0 ? -errno : 0;
+}
+
+static int make_sink(
+	struct group *group, const struct listener_config *config, const char **ret_step)
+{
+	_cleanup_close_ int sink = socket_new(config, ret_step);
+	int result;
+
+	if (sink < 0)
+		return sink;
+	*ret_step = "attach the drop filter to the sink";
+	result = attach_drop_filter(sink);
+	if (result < 0)
+		return result;
+	*ret_step = "put the sink into the socket map";
+	result = put_socket(group, INDEX_SINK, sink);
+	if (result < 0)
+		return result;
+	close_fd(&group->sink);
+	group->sink = take_fd(&sink);
+	return 0;
+}
+
+int group_heal(struct group *group)
+{
+	return setsockopt(group->sink, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, &group->program,
+		       sizeof(group->program)) < 0
+		       ? -errno
+		       : 0;
+}
+
+static char *explain(const struct listener_config *config, const char *step, int error)
+{
+	const char *hint = "";
+	char *text = NULL;
+
+	if (error == -EADDRINUSE)
+		hint = " (another process has the address; see ss -lntup)";
+	else if (error == -EACCES && strcmp(step, "bind") == 0)
+		hint = " (a port below 1024 needs CAP_NET_BIND_SERVICE)";
+	else if (error == -EPERM)
+		hint = " (loading programs needs CAP_BPF; marks, devices and transparent sockets "
+		       "need CAP_NET_ADMIN)";
+	else if (error == -EADDRNOTAVAIL)
+		hint = " (no interface has the address; FreeBind=yes binds it all the same)";
+	if (asprintf(&text, "cannot open %s://%s: %s: %s%s", transport_name(config->transport),
+		    config->address_text, step, strerror(-error), hint) < 0)
+		return NULL;
+	return text;
+}
+
+int group_new(struct group **ret, const struct listener_config *config, uint32_t number, int ring,
+	char **ret_error)
+{
+	struct group *group = calloc(1, sizeof(*group));
+	const char *step = "load the program";
+	int result;
+
+	if (!group)
+		return -ENOMEM;
+	group->sink = group->standby = -1;
+	group->standby_index = INDEX_NONE;
+	result = load(group, config, number, ring);
+	if (result >= 0)
+		result = make_sink(group, config, &step);
+	if (result >= 0) {
+		step = "attach the program";
+		result = group_heal(group);
+	}
+	if (result >= 0 && config->standby_timeout_usec) {
+		group->n_waiting = config->standby_timeout_usec / USEC_PER_SEC + 1;
+		group->waiting = calloc(group->n_waiting, sizeof(*group->waiting));
+		if (!group->waiting)
+			result = -ENOMEM;
+	}
+	if (result < 0) {
+		*ret_error = explain(config, step, result);
+		group_free(group);
+		return result;
+	}
+	*ret = group;
+	return 0;
+}
+
+struct group *group_free(struct group *group)
+{
+	if (!group)
+		return NULL;
+	if (group->listener_map) {
+		group->listener_map->standby = INDEX_NONE;
+		group->listener_map->tables[group->listener_map->current & 1].n_active = 0;
+		munmap(group->listener_map, sizeof(struct listener_map));
+	}
+	if (group->flows)
+		munmap(group->flows, group->n_flow_sets * sizeof(struct flow_set));
+	close_fd(&group->standby);
+	close_fd(&group->sink);
+	bpf_object__close(group->object);
+	free(group->waiting);
+	free(group);
+	return NULL;
+}
+
+int group_add_socket(struct group *group, const struct listener_config *config, uint16_t slot,
+	const char **ret_step)
+{
+	_cleanup_close_ int fd = -1;
+	const int one = 1;
+	int result;
+
+	if (group->standby_index == slot && group->standby >= 0 && !group->standby_lent) {
+		*ret_step = "duplicate the standby";
+		fd = fcntl(group->standby, F_DUPFD_CLOEXEC, 3);
+		if (fd < 0)
+			return -errno;
+		group->standby_lent = true;
+	} else {
+		fd = socket_new(config, ret_step);
+		if (fd < 0)
+			return fd;
+		*ret_step = "put the socket into the socket map";
+		result = put_socket(group, slot, fd);
+		if (result < 0)
+			return result;
+	}
+	/* A holder must not attach a program or filter of its own; it can still detach ours, which
+	 * group_heal() mends. Can't be undone, so only on what leaves. */
+	*ret_step = "setsockopt SO_LOCK_FILTER";
+	if (config->lock_filter &&
+		setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one)) < 0)
+		return -errno;
+	if (config->address.ss_family == AF_INET) {
+		result = make_sink(group, config, ret_step);
+		if (result < 0)
+			return result;
+	}
+	return take_fd(&fd);
+}
+
+void group_remove_socket(struct group *group, uint16_t slot)
+{
+	uint32_t index = slot;
+
+	if (group->standby_index == slot && group->standby >= 0)
+		group->standby_lent = false; /* the socket is the daemon's alone again */
+	else
+		bpf_map_delete_elem(group->socket_map, &index);
+	for (size_t i = 0; i < group->n_flow_sets; i++)
+		for (size_t way = 0; way < FLOW_WAYS; way++) {
+			__u64 *word = &group->flows[i].word[way];
+			__u64 seen = __atomic_load_n(word, __ATOMIC_RELAXED);
+
+			if (seen && ((seen >> 16) & 0xffff) == slot)
+				__atomic_compare_exchange_n(
+					word, &seen, 0, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+		}
+}
+
+bool group_has_socket(const struct group *group, uint16_t slot, uint64_t *ret_cookie)
+{
+	uint32_t index = slot;
+	uint64_t cookie;
+
+	if (bpf_map_lookup_elem(group->socket_map, &index, &cookie) < 0)
+		return false;
+	if (ret_cookie)
+		*ret_cookie = cookie;
+	return true;
+}
+
+int group_set_members(struct group *group, const struct maglev_member *members, size_t n_members)
+{
+	struct listener_map *map = group->listener_map;
+	uint32_t spare = !(map->current & 1);
+	struct listener_table *table = &map->tables[spare];
+	int result;
+
+	if (n_members) {
+		result = maglev_fill(table->entries, TABLE_SIZE, members, n_members);
+		if (result < 0)
+			return result;
+	}
+	for (size_t i = 0; i < n_members; i++)
+		table->active[i] = members[i].slot;
+	table->n_active = (uint32_t)n_members;
+	__atomic_store_n(&map->current, spare, __ATOMIC_RELEASE);
+	group->generation++;
+	return 0;
+}
+
+int group_make_standby(struct group *group, const struct listener_config *config, uint16_t slot,
+	const char **ret_step)
+{
+	uint32_t index = config->transport == TRANSPORT_TCP ? INDEX_STANDBY : slot;
+	_cleanup_close_ int fd = -1;
+	int result;
+
+	if (group->standby >= 0 || !config->standby_hold)
+		return 0;
+	fd = socket_new(config, ret_step);
+	if (fd < 0)
+		return fd;
+	*ret_step = "put the standby into the socket map";
+	result = put_socket(group, index, fd);
+	if (result < 0)
+		return result;
+	group->standby = take_fd(&fd);
+	group->standby_index = index;
+	__atomic_store_n(&group->listener_map->standby, index, __ATOMIC_RELEASE);
+	if (config->address.ss_family == AF_INET)
+		return make_sink(group, config, ret_step);
+	return 0;
+}
+
+/* The queue was handed over: nothing waits, count from here. */
+static void forget_waiting(struct group *group, const struct listener_config *config)
+{
+	uint64_t verdicts[VERDICT_COUNT] = {0};
+
+	for (size_t i = 0; i < group->n_waiting; i++)
+		group->waiting[i] = 0;
+	if (config->transport != TRANSPORT_TCP)
+		group_read_counters(group, verdicts);
+	group->expired = verdicts[VERDICT_STANDBY];
+}
+
+void group_settle_standby(struct group *group, const struct listener_config *config)
+{
+	const char *step;
+	int fresh;
+
+	if (group->standby < 0)
+		return;
+	forget_waiting(group, config);
+	if (config->transport != TRANSPORT_TCP) {
+		if (group->standby_lent) {
+			__atomic_store_n(
+				&group->listener_map->standby, INDEX_NONE, __ATOMIC_RELEASE);
+			close_fd(&group->standby);
+			group->standby_index = INDEX_NONE;
+			group->standby_lent = false;
+		}
+		return;
+	}
+	/* The new one stands before the old one closes, so there is no moment without. */
+	fresh = socket_new(config, &step);
+	if (fresh >= 0 && put_socket(group, INDEX_STANDBY, fresh) >= 0) {
+		close_fd(&group->standby);
+		group->standby = fresh;
+		if (config->address.ss_family == AF_INET)
+			make_sink(group, config, &step);
+		return;
+	}
+	close_fd(&fresh);
+	/* No second socket to be had: this moves the queue too, and listen() revives the socket. */
+	shutdown(group->standby, SHUT_RD);
+	if (listen(group->standby, config->backlog) < 0 ||
+		put_socket(group, INDEX_STANDBY, group->standby) < 0) {
+		close_fd(&group->standby);
+		group->standby_index = INDEX_NONE;
+		__atomic_store_n(&group->listener_map->standby, INDEX_NONE, __ATOMIC_RELEASE);
+	}
+}
+
+/* How many connections or datagrams have come to the standby since forget_waiting(), in all. */
+static uint64_t standby_arrived(const struct group *group, const struct listener_config *config)
+{
+	uint64_t verdicts[VERDICT_COUNT];
+
+	if (config->transport == TRANSPORT_TCP) {
+		struct tcp_info info = {0};
+		socklen_t length = sizeof(info);
+
+		/* tcpi_unacked of a listening socket is its accept queue (tcp_get_info, Linux). */
+		if (getsockopt(group->standby, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
+			return group->expired;
+		return group->expired + info.tcpi_unacked;
+	}
+	group_read_counters(group, verdicts);
+	return verdicts[VERDICT_STANDBY];
+}
+
+static bool drop_one(const struct group *group, const struct listener_config *config)
+{
+	const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+	_cleanup_close_ int fd = -1;
+	char byte;
+
+	if (config->transport != TRANSPORT_TCP)
+		return recv(group->standby, &byte, 1, MSG_DONTWAIT | MSG_TRUNC) >= 0;
+	fd = accept4(group->standby, NULL, NULL, SOCK_CLOEXEC);
+	if (fd < 0)
+		return false;
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once)); /* RST on close */
+	return true;
+}
+
+/*
+ * What waits is a queue, first in first out, of which the length is known and the times are not. So
+ * each second the number of all that ever came is noted; what had come a timeout ago and is still
+ * here is too old. UDP: datagrams that the socket had no room for are counted as come, which can
+ * only make some leave early while the buffer overflows.
+ */
+void group_expire_standby(struct group *group, const struct listener_config *config)
+{
+	uint64_t due;
+
+	if (group->standby < 0 || group->standby_lent || !group->n_waiting)
+		return;
+	due = group->waiting[group->next_waiting];
+	group->waiting[group->next_waiting] = standby_arrived(group, config);
+	group->next_waiting = (group->next_waiting + 1) % group->n_waiting;
+	while (group->expired < due) {
+		if (!drop_one(group, config)) {
+			group->expired = due; /* taken by a worker in the meantime */
+			break;
+		}
+		group->expired++;
+	}
+}
+
+void group_read_counters(const struct group *group, uint64_t verdicts[VERDICT_COUNT])
+{
+	int n_cpus = libbpf_num_possible_cpus();
+	_cleanup_free_ struct group_counters *each = NULL;
+	uint32_t key = 0;
+
+	memset(verdicts, 0, VERDICT_COUNT * sizeof(*verdicts));
+	if (n_cpus <= 0)
+		return;
+	each = calloc((size_t)n_cpus, sizeof(*each));
+	if (!each || bpf_map_lookup_elem(group->group_counters, &key, each) < 0)
+		return;
+	for (int cpu = 0; cpu < n_cpus; cpu++)
+		for (int i = 0; i < VERDICT_COUNT; i++)
+			verdicts[i] += each[cpu].verdict[i];
+}
+
+void group_read_slot(const struct group *group, uint16_t slot, struct slot_counters *ret)
+{
+	int n_cpus = libbpf_num_possible_cpus();
+	_cleanup_free_ struct slot_counters *each = NULL;
+	uint32_t key = slot;
+
+	if (n_cpus <= 0)
+		return;
+	each = calloc((size_t)n_cpus, sizeof(*each));
+	if (!each || bpf_map_lookup_elem(group->slot_counters, &key, each) < 0)
+		return;
+	for (int cpu = 0; cpu < n_cpus; cpu++) {
+		ret->packets += each[cpu].packets;
+		ret->new_connections += each[cpu].new_connections;
+	}
+}
+
+void group_reset_slot(const struct group *group, uint16_t slot)
+{
+	int n_cpus = libbpf_num_possible_cpus();
+	_cleanup_free_ struct slot_counters *zero = NULL;
+	uint32_t key = slot;
+
+	if (n_cpus <= 0)
+		return;
+	zero = calloc((size_t)n_cpus, sizeof(*zero));
+	if (zero)
+		bpf_map_update_elem(group->slot_counters, &key, zero, BPF_ANY);
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A group: the kernel's reuseport group of one listener, with its program, its maps and the two
+ * sockets that the daemon keeps in it.
+ *
+ * The sink is the socket that the kernel meets first when it looks for the address, and it must be
+ * ours: whatever a worker does to its own socket (SO_REUSEPORT cleared, program detached), the
+ * kernel starts from the sink's view of the group. IPv4 meets the newest member first, IPv6 the
+ * oldest (udp_lib_get_port, __inet_hash: hlist_add_tail_rcu for IPv6 with SO_REUSEPORT;
+ * Linux 6.18), so the IPv4 sink is made anew after every worker socket. It is never selected for
+ * traffic.
+ *
+ * The standby holds what no worker can take. TCP: a listening socket at INDEX_STANDBY; replacing it
+ * by a new one and closing it moves what waits to a worker. UDP: a socket that stands at the slot
+ * of the next worker, and becomes that worker's socket with all that waits in it.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bpf/layout.h"
+#include "daemon/config.h"
+#include "daemon/maglev.h"
+
+struct bpf_object;
+
+struct group {
+	struct bpf_object *object;
+	int program;
+	int socket_map;
+	int group_counters;
+	int slot_counters;
+	struct listener_map *listener_map; /* mapped, shared with the program */
+	struct flow_set *flows;            /* mapped; NULL for TCP */
+	size_t n_flow_sets;
+	int sink;
+	int standby;            /* -1: none */
+	uint32_t standby_index; /* where it stands, INDEX_NONE without */
+	bool standby_lent;      /* UDP: a joining worker has it as its socket */
+	uint64_t *waiting;      /* ring of samples, for StandbyTimeoutSec: group_expire_standby() */
+	size_t n_waiting, next_waiting;
+	uint64_t expired; /* connections or datagrams that waited too long */
+	uint64_t generation;
+};
+
+/*
+ * Makes the group with its sink and attaches the program. number: for events. ring: descriptor of
+ * the ring buffer that all groups share. On failure a negative errno and *ret_error a sentence that
+ * the caller frees.
+ */
+int group_new(struct group **ret, const struct listener_config *config, uint32_t number, int ring,
+	char **ret_error);
+/* Refuses new connections from now on and lets go; workers' sockets live on. NULL is allowed. */
+struct group *group_free(struct group *group);
+
+/*
+ * Makes a worker's socket and puts it at slot. Where the UDP standby stands at that slot, it is
+ * that socket (a duplicate, until group_settle_standby()). Returns the descriptor, to be closed by
+ * the caller once it is sent, or a negative errno with *ret_step as socket_new().
+ */
+int group_add_socket(struct group *group, const struct listener_config *config, uint16_t slot,
+	const char **ret_step);
+/* Takes the slot out of the map, if it stands there, and forgets its flows. */
+void group_remove_socket(struct group *group, uint16_t slot);
+/* Whether the slot has a socket; *ret_cookie (may be NULL) is its SO_COOKIE. */
+bool group_has_socket(const struct group *group, uint16_t slot, uint64_t *ret_cookie);
+
+/* Fills the spare table and switches to it. n_members 0: nobody is active. -ENOMEM. */
+int group_set_members(struct group *group, const struct maglev_member *members, size_t n_members);
+
+/* A standby where there is none and one is wanted; UDP: at slot. */
+int group_make_standby(struct group *group, const struct listener_config *config, uint16_t slot,
+	const char **ret_step);
+/* A worker is active: TCP: what waits moves to it. UDP: the lent standby is the worker's now. */
+void group_settle_standby(struct group *group, const struct listener_config *config);
+/* Once a second: resets or drops what has waited longer than the listener allows. */
+void group_expire_standby(struct group *group, const struct listener_config *config);
+
+/* Attaches the program again: heals a group whose program a worker detached. */
+int group_heal(struct group *group);
+
+void group_read_counters(const struct group *group, uint64_t verdicts[VERDICT_COUNT]);
+void group_read_slot(const struct group *group, uint16_t slot, struct slot_counters *ret);
+/* A slot that changes hands starts at zero. */
+void group_reset_slot(const struct group *group, uint16_t slot);

@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * reuseportd: options, sockets of its own, privileges, signals; then the event loop.
+ */
+#include <getopt.h>
+#include <bpf/libbpf.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <systemd/sd-daemon.h>
+#include <systemd/sd-event.h>
+
+#include "common/util.h"
+#include "daemon/config.h"
+#include "daemon/control.h"
+#include "daemon/log.h"
+#include "daemon/manager.h"
+#include "daemon/privileges.h"
+
+struct options {
+	const char *config_directory; /* NULL with --listen alone */
+	const char *runtime_directory;
+	const char *user;
+	char **listen;
+	size_t n_listen;
+	bool check;
+};
+
+static void print_help(void)
+{
+	printf("reuseportd [OPTIONS]\n\n"
+	       "Owns SO_REUSEPORT groups and hands their sockets to server processes.\n\n"
+	       "  --config DIR             Read DIR/reuseportd.conf and DIR/services.d/*.conf\n"
+	       "                           (default /etc/reuseportd, unless --listen is given)\n"
+	       "  --listen NAME=URL        Serve without a file: tcp://ADDR:PORT or udp://ADDR:PORT;\n"
+	       "                           may be repeated; every user may register\n"
+	       "  --runtime-directory DIR  Put worker.sock and control.sock there\n"
+	       "                           (default /run/reuseportd)\n"
+	       "  --user NAME              Run as that user when started by root\n"
+	       "                           (default: User= of the configuration, or reuseport)\n"
+	       "  --check                  Check the configuration, say what is wrong, and exit\n"
+	       "  --help                   Show this\n"
+	       "  --version                Show the version\n\n"
+	       "Exit status: 0 stopped in order or configuration right, 1 failed, 2 usage.\n");
+}
+
+static int parse_options(struct options *options, int argc, char **argv)
+{
+	enum { OPTION_CONFIG = 1, OPTION_LISTEN, OPTION_RUNTIME, OPTION_USER, OPTION_CHECK };
+	static const struct option table[] = {
+		{"config", required_argument, NULL, OPTION_CONFIG},
+		{"listen", required_argument, NULL, OPTION_LISTEN},
+		{"runtime-directory", required_argument, NULL, OPTION_RUNTIME},
+		{"user", required_argument, NULL, OPTION_USER},
+		{"check", no_argument, NULL, OPTION_CHECK},
+		{"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'V'},
+		{0},
+	};
+	int option;
+
+	while ((option = getopt_long(argc, argv, "h", table, NULL)) >= 0) {
+		switch (option) {
+		case OPTION_CONFIG:
+			options->config_directory = optarg;
+			break;
+		case OPTION_LISTEN:
+			options->listen[options->n_listen++] = optarg;
+			break;
+		case OPTION_RUNTIME:
+			options->runtime_directory = optarg;
+			break;
+		case OPTION_USER:
+			options->user = optarg;
+			break;
+		case OPTION_CHECK:
+			options->check = true;
+			break;
+		case 'h':
+			print_help();
+			return 0;
+		case 'V':
+			printf("reuseportd %s\n", VERSION);
+			return 0;
+		default:
+			return -EINVAL; /* getopt_long() has said what */
+		}
+	}
+	if (optind < argc) {
+		fprintf(stderr, "reuseportd: unexpected argument '%s'; see --help\n", argv[optind]);
+		return -EINVAL;
+	}
+	if (!options->config_directory && !options->n_listen)
+		options->config_directory = "/etc/reuseportd";
+	return 1;
+}
+
+static int load_config(struct config **ret, char **ret_error, void *user_data)
+{
+	const struct options *options = user_data;
+	_cleanup_(config_freep) struct config *config = NULL;
+	int result;
+
+	if (options->config_directory)
+		result = config_load(&config, options->config_directory, ret_error);
+	else
+		result = config_new(&config);
+	for (size_t i = 0; i < options->n_listen && result >= 0; i++)
+		result = config_add_listen(config, options->listen[i], ret_error);
+	if (result < 0)
+		return result;
+	if (options->user) {
+		free(config->user);
+		config->user = strdup(options->user);
+		if (!config->user)
+			return -ENOMEM;
+	}
+	*ret = take_pointer(config);
+	return 0;
+}
+
+/* Whether somebody answers at the path; a socket file that nobody listens on is left over. */
+static bool is_alive(const struct sockaddr_un *address, int type)
+{
+	_cleanup_close_ int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	return fd >= 0 && (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 ||
+				  errno == EAGAIN);
+}
+
+static int listen_unix(const char *directory, const char *name, int type)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	_cleanup_close_ int fd = -1;
+	int length;
+
+	length = snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s", directory, name);
+	if (length < 0 || (size_t)length >= sizeof(address.sun_path)) {
+		log_error("cannot listen on %s/%s: the path is longer than %zu octets", directory,
+			name, sizeof(address.sun_path) - 1);
+		return -ENAMETOOLONG;
+	}
+	if (is_alive(&address, type)) {
+		log_error("cannot listen on %s: another reuseportd answers there; stop it, or use "
+			  "another --runtime-directory",
+			address.sun_path);
+		return -EADDRINUSE;
+	}
+	unlink(address.sun_path);
+	fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	/* Anyone may connect: who may do what is decided by the peer's user and groups. */
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+		chmod(address.sun_path, 0666) < 0 || listen(fd, SOMAXCONN) < 0) {
+		int error = errno;
+
+		log_error("cannot listen on %s: %s", address.sun_path, strerror(error));
+		return -error;
+	}
+	return take_fd(&fd);
+}
+
+static int make_runtime_directory(const struct options *options, const char *user)
+{
+	const struct passwd *entry;
+
+	if (mkdir(options->runtime_directory, 0755) < 0 && errno != EEXIST) {
+		log_error("cannot create %s: %s", options->runtime_directory, strerror(errno));
+		return -errno;
+	}
+	if (geteuid() != 0)
+		return 0;
+	entry = getpwnam(user);
+	if (entry && chown(options->runtime_directory, entry->pw_uid, entry->pw_gid) < 0) {
+		log_error("cannot give %s to user %s: %s", options->runtime_directory, user,
+			strerror(errno));
+		return -errno;
+	}
+	return 0;
+}
+
+static int become_user(const char *user)
+{
+	const char *step = "";
+	int result = privileges_drop(user, &step);
+
+	if (result == -ENOENT)
+		log_error("cannot become user '%s': there is none; create it (systemd-sysusers, or "
+			  "useradd --system %s), or name another with --user",
+			user, user);
+	else if (result < 0)
+		log_error("cannot become user '%s': %s: %s", user, step, strerror(-result));
+	return result;
+}
+
+static void raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
+static int on_hangup(sd_event_source *source, const struct signalfd_siginfo *info, void *user_data)
+{
+	_cleanup_free_ char *error = NULL;
+
+	manager_reload_files(user_data, &error);
+	return 0;
+}
+
+static int print_bpf(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	return level == LIBBPF_WARN && getenv("REUSEPORTD_DEBUG")
+		       ? vfprintf(stderr, format, arguments)
+		       : 0;
+}
+
+static int open_doors(struct manager *manager, const struct options *options)
+{
+	int worker, control, result;
+
+	worker = listen_unix(options->runtime_directory, "worker.sock", SOCK_SEQPACKET);
+	if (worker < 0)
+		return worker;
+	result = client_listen(manager, worker);
+	if (result < 0)
+		return result;
+	control = listen_unix(options->runtime_directory, "control.sock", SOCK_STREAM);
+	if (control < 0)
+		return control;
+	result = control_new(&manager->control, manager->event, control, manager_methods, manager);
+	if (result < 0)
+		return result;
+	control_set_groups(
+		manager->control, manager->config->status_group, manager->config->admin_group);
+	control_set_max_connections(manager->control, manager->config->max_connections);
+	return 0;
+}
+
+static int watch_signals(sd_event *event, struct manager *manager)
+{
+	sigset_t set;
+	int result;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	result = sd_event_add_signal(event, NULL, SIGTERM, NULL, NULL);
+	if (result >= 0)
+		result = sd_event_add_signal(event, NULL, SIGINT, NULL, NULL);
+	if (result >= 0)
+		result = sd_event_add_signal(event, NULL, SIGHUP, on_hangup, manager);
+	return result;
+}
+
+static int run(struct options *options)
+{
+	sd_event *event = NULL;
+	struct config *config = NULL;
+	struct manager *manager = NULL;
+	_cleanup_free_ char *error = NULL;
+	int result;
+
+	result = load_config(&config, &error, options);
+	if (result < 0) {
+		log_error("%s", error ? error : strerror(-result));
+		return result;
+	}
+	if (options->check) {
+		printf("%zu services, no mistake found\n", config->n_services);
+		config_free(config);
+		return 0;
+	}
+	raise_descriptor_limit();
+	libbpf_set_print(print_bpf);
+	result = make_runtime_directory(options, config->user);
+	if (result >= 0)
+		result = become_user(config->user);
+	if (result < 0) {
+		config_free(config);
+		return result;
+	}
+	result = sd_event_default(&event);
+	if (result >= 0)
+		result = manager_new(&manager, event, config, &error);
+	if (result < 0) {
+		log_error("%s", error ? error : strerror(-result));
+		sd_event_unref(event);
+		return result;
+	}
+	manager->load = load_config;
+	manager->load_data = options;
+	result = open_doors(manager, options);
+	if (result >= 0)
+		result = watch_signals(event, manager);
+	if (result >= 0) {
+		sd_event_set_watchdog(event, true);
+		sd_notify(0, "READY=1\nSTATUS=Running");
+		log_info("reuseportd %s is ready in %s", VERSION, options->runtime_directory);
+		result = sd_event_loop(event);
+		sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
+	}
+	manager_free(manager);
+	sd_event_unref(event);
+	return result;
+}
+
+int main(int argc, char **argv)
+{
+	struct options options = {.runtime_directory = "/run/reuseportd"};
+	int result;
+
+	options.listen = calloc((size_t)argc, sizeof(*options.listen));
+	if (!options.listen)
+		return EXIT_FAILURE;
+	result = parse_options(&options, argc, argv);
+	if (result == -EINVAL) {
+		free(options.listen);
+		return 2;
+	}
+	if (result > 0)
+		result = run(&options);
+	free(options.listen);
+	return result < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}

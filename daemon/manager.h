@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Everything that the daemon holds, and who owns whom:
+ *
+ *	manager ── service ── listener ── group (kernel side)
+ *	   │          └────── registration ── worker (slot)
+ *	   └───── client (connection on worker.sock) ── registration it made
+ *
+ * A registration outlives its client's connection: it ends when its process ends and its sockets
+ *are closed, when it is given back, or when its time to drain is over.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include <jansson.h>
+#include <systemd/sd-event.h>
+
+#include "bpf/layout.h"
+#include "daemon/config.h"
+#include "daemon/control.h"
+#include "proto/protocol.h"
+
+struct client;
+struct group;
+struct ring_buffer;
+
+enum worker_state {
+	WORKER_JOINING,  /* has its sockets, gets nothing yet */
+	WORKER_ACTIVE,   /* in the listener map */
+	WORKER_DRAINING, /* gets no new connection, keeps those it has */
+};
+
+struct worker {
+	struct registration *registration;
+	uint16_t slot;
+	uint16_t weight;
+	enum worker_state state;
+	uint64_t since_usec;        /* of the state, CLOCK_REALTIME */
+	uint64_t drain_before_usec; /* CLOCK_MONOTONIC, 0: for ever */
+	bool granted;               /* its sockets were made and sent */
+	uint64_t present; /* bit i: its socket for listener i was there when last looked */
+};
+
+struct registration {
+	struct registration *next; /* of the service */
+	struct service *service;
+	struct client *client; /* NULL: the connection has ended */
+	uint32_t id;
+	char instance[PROTOCOL_NAME_MAX];
+	uid_t uid;
+	pid_t pid;
+	int pidfd;
+	sd_event_source *exit_source;
+	bool exited; /* its process is gone, others still hold its sockets */
+	bool acked;  /* all workers are granted and acknowledged */
+	struct worker *workers;
+	uint32_t n_workers;
+};
+
+struct listener {
+	struct service *service;
+	struct listener_config *config; /* owned by the service's configuration */
+	struct group *group;
+	uint32_t number; /* unique in the daemon, in events */
+	uint32_t index;  /* bit in worker.present; stays while the listener lives */
+};
+
+struct service {
+	struct service *next;
+	struct manager *manager;
+	struct service_config *config; /* owned */
+	struct listener **listeners;   /* by index; NULL: removed */
+	size_t n_listeners;
+	struct registration *registrations;
+	int32_t reserved_slot; /* of the next worker, where UDP standbys stand; -1: none */
+	bool removed;          /* left the configuration, workers drain */
+};
+
+struct account {
+	struct account *next;
+	uid_t uid;
+	unsigned n_connections, n_slots;
+};
+
+struct manager {
+	sd_event *event;
+	struct config *config; /* its services are moved into the services below */
+	struct service *services;
+	struct client *clients;
+	struct account *accounts;
+	struct worker *slots[SLOT_COUNT];
+	uint8_t reserved[SLOT_COUNT]; /* 1: some service's next */
+	uint32_t next_slot;
+	uint32_t next_registration;
+	uint32_t next_listener;
+	int ring_map;
+	struct ring_buffer *ring;
+	struct control *control;
+	uint64_t started_usec;                                               /* CLOCK_REALTIME */
+	int (*load)(struct config **ret, char **ret_error, void *user_data); /* for reload */
+	void *load_data;
+};
+
+/* config is taken over. On failure *ret_error is a sentence (free()). */
+int manager_new(struct manager **ret, sd_event *event, struct config *config, char **ret_error);
+struct manager *manager_free(struct manager *manager);
+/* Makes what runs be as config says, or changes nothing: *ret_error. config is taken over, always.
+ */
+int manager_reload(struct manager *manager, struct config *config, char **ret_error);
+/* Reads the configuration again by manager->load and reloads; tells systemd. */
+int manager_reload_files(struct manager *manager, char **ret_error);
+struct service *manager_find_service(struct manager *manager, const char *name);
+struct account *manager_account(struct manager *manager, uid_t uid);
+/* A free slot, marked as reserved, or -1. Round robin: a slot rests as long as possible. */
+int32_t manager_reserve_slot(struct manager *manager);
+
+/* CLOCK_REALTIME and CLOCK_MONOTONIC in microseconds. */
+uint64_t now_realtime(void);
+uint64_t now_monotonic(void);
+
+/* service.c */
+int service_new(struct service **ret, struct manager *manager, struct service_config *config,
+	char **ret_error);
+struct service *service_free(struct service *service);
+/* Opens what config has and service lacks; nothing is changed on failure. */
+int service_prepare(struct service *service, struct service_config *config,
+	struct listener ***ret_fresh, char **ret_error);
+void service_commit(
+	struct service *service, struct service_config *config, struct listener **fresh);
+/* After any change of workers: tables, standbys, reserved slot. */
+void service_update(struct service *service);
+void service_remove(struct service *service);
+void service_tick(struct service *service);
+const char *worker_state_name(enum worker_state state);
+
+/* registration.c */
+int registration_new(struct registration **ret, struct service *service, struct client *client,
+	const char *instance, uint32_t n_workers, uint32_t weight, const char **ret_reason);
+void registration_free(struct registration *registration, const char *reason);
+/* The process whose life is the registration's. pidfd is taken over, also on failure. */
+int registration_set_process(struct registration *registration, pid_t pid, int pidfd);
+void registration_ready(struct registration *registration);
+/* Returns how many of its workers began to drain. slot -1: all. */
+unsigned registration_drain(
+	struct registration *registration, int32_t slot, enum protocol_drain_reason reason);
+unsigned registration_undrain(struct registration *registration, int32_t slot);
+/* Looks which sockets are left; may free the registration. */
+void registration_check(struct registration *registration);
+
+/* client.c */
+int client_listen(struct manager *manager, int socket);
+struct client *client_free(struct client *client);
+/* The client's registration is gone; it may make another. */
+void client_forget(struct client *client);
+void client_send_drain(struct client *client, const struct registration *registration,
+	enum protocol_drain_reason reason, uint64_t deadline_usec);
+void client_goodbye(struct client *client, int error, const char *text);
+void clients_tick(struct manager *manager);
+
+/* status.c: methods of io.reuseport.Control; user_data is the manager. */
+extern const struct control_method manager_methods[];

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "daemon/privileges.h"
+
+#include <grp.h>
+#include <pwd.h>
+#include <sys/capability.h>
+#include <sys/prctl.h>
+
+#include "common/util.h"
+
+static void free_capabilities(cap_t *capabilities)
+{
+	if (*capabilities)
+		cap_free(*capabilities);
+}
+
+static int set_capabilities(void)
+{
+	const cap_value_t kept[] = {CAP_BPF, CAP_NET_BIND_SERVICE};
+	_cleanup_(free_capabilities) cap_t capabilities = cap_init();
+
+	if (!capabilities ||
+		cap_set_flag(capabilities, CAP_PERMITTED, ARRAY_SIZE(kept), kept, CAP_SET) < 0 ||
+		cap_set_flag(capabilities, CAP_EFFECTIVE, ARRAY_SIZE(kept), kept, CAP_SET) < 0 ||
+		cap_set_proc(capabilities) < 0)
+		return -errno;
+	return 0;
+}
+
+int privileges_drop(const char *user, const char **ret_step)
+{
+	const struct passwd *entry;
+
+	if (geteuid() != 0)
+		return 0;
+	errno = 0;
+	entry = getpwnam(user);
+	*ret_step = "look up the user";
+	if (!entry)
+		return errno ? -errno : -ENOENT;
+	if (entry->pw_uid == 0)
+		return 0;
+	*ret_step = "keep capabilities";
+	if (prctl(PR_SET_KEEPCAPS, 1) < 0)
+		return -errno;
+	*ret_step = "change the user";
+	if (initgroups(user, entry->pw_gid) < 0 ||
+		setresgid(entry->pw_gid, entry->pw_gid, entry->pw_gid) < 0 ||
+		setresuid(entry->pw_uid, entry->pw_uid, entry->pw_uid) < 0)
+		return -errno;
+	*ret_step = "set capabilities";
+	return set_capabilities();
+}

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Becoming the daemon's own user, with the few capabilities that it uses. A user of its own is what
+ * keeps other processes, root's included, out of its groups: the kernel lets only sockets of one
+ * uid share an address.
+ */
+#pragma once
+
+/*
+ * Started as root: becomes `user`, keeping CAP_BPF and CAP_NET_BIND_SERVICE, and CAP_NET_ADMIN and
+ * CAP_CHOWN only if `extra` asks. Started as another user (systemd's User=): changes nothing.
+ * -ENOENT: no such user; other negative errno with *ret_step a static name of what failed.
+ */
+int privileges_drop(const char *user, const char **ret_step);

@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A service: its listeners with their groups, its registrations, and the one place that brings both
+ * together: service_update() makes the tables and standbys what the workers' states ask for.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/util.h"
+#include "daemon/group.h"
+#include "daemon/log.h"
+#include "daemon/manager.h"
+
+const char *worker_state_name(enum worker_state state)
+{
+	static const char *const names[] = {"joining", "active", "draining"};
+
+	return names[state];
+}
+
+static struct listener *listener_free(struct listener *listener)
+{
+	if (listener) {
+		group_free(listener->group);
+		free(listener);
+	}
+	return NULL;
+}
+
+static int listener_new(struct listener **ret, struct service *service,
+	struct listener_config *config, char **ret_error)
+{
+	struct listener *listener;
+	int result;
+
+	if (config->transport == TRANSPORT_QUIC) {
+		if (asprintf(ret_error,
+			    "%s:%u: ListenQUIC= is not supported by this version; ListenDatagram= "
+			    "steers by address and port",
+			    config->file ? config->file : "--listen", config->line) < 0)
+			*ret_error = NULL;
+		return -EOPNOTSUPP;
+	}
+	listener = calloc(1, sizeof(*listener));
+	if (!listener)
+		return -ENOMEM;
+	listener->service = service;
+	listener->config = config;
+	listener->number = service->manager->next_listener++;
+	result = group_new(
+		&listener->group, config, listener->number, service->manager->ring_map, ret_error);
+	if (result < 0) {
+		listener_free(listener);
+		return result;
+	}
+	*ret = listener;
+	return 0;
+}
+
+/* A listener that goes on as it is: same name, same address, same options of its sockets. */
+static bool same_listener(const struct listener_config *a, const struct listener_config *b)
+{
+	const char *device_a = a->bind_to_device ? a->bind_to_device : "";
+	const char *device_b = b->bind_to_device ? b->bind_to_device : "";
+
+	return strcmp(a->name, b->name) == 0 && a->transport == b->transport &&
+	       a->address_length == b->address_length &&
+	       memcmp(&a->address, &b->address, a->address_length) == 0 &&
+	       a->ipv6_only == b->ipv6_only && a->free_bind == b->free_bind &&
+	       a->transparent == b->transparent && strcmp(device_a, device_b) == 0 &&
+	       a->n_flows == b->n_flows && a->flow_timeout_usec == b->flow_timeout_usec &&
+	       a->standby_hold == b->standby_hold &&
+	       a->standby_timeout_usec == b->standby_timeout_usec;
+}
+
+static struct listener *find_listener(
+	const struct service *service, const struct listener_config *config)
+{
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i] && same_listener(service->listeners[i]->config, config))
+			return service->listeners[i];
+	return NULL;
+}
+
+int service_prepare(struct service *service, struct service_config *config,
+	struct listener ***ret_fresh, char **ret_error)
+{
+	struct listener **fresh = calloc(config->n_listeners + 1, sizeof(*fresh));
+	int result = 0;
+
+	if (!fresh)
+		return -ENOMEM;
+	for (size_t i = 0; i < config->n_listeners && result >= 0; i++)
+		if (!find_listener(service, config->listeners[i]))
+			result = listener_new(&fresh[i], service, config->listeners[i], ret_error);
+	if (result < 0) {
+		for (size_t i = 0; i < config->n_listeners; i++)
+			listener_free(fresh[i]);
+		free(fresh);
+		return result;
+	}
+	*ret_fresh = fresh;
+	return 0;
+}
+
+static void service_config_free(struct service_config *config)
+{
+	struct config *shell = NULL;
+
+	/* config_free() frees services; lend it one. */
+	if (!config || config_new(&shell) < 0)
+		return;
+	shell->services = calloc(1, sizeof(*shell->services));
+	if (shell->services) {
+		shell->services[0] = config;
+		shell->n_services = 1;
+	}
+	config_free(shell);
+}
+
+/* The lowest index that no listener has now; workers keep theirs by number of bit. */
+static size_t free_index(struct service *service)
+{
+	struct listener **more;
+
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (!service->listeners[i])
+			return i;
+	more = realloc(service->listeners, (service->n_listeners + 1) * sizeof(*more));
+	if (!more)
+		abort(); /* a pointer's worth of memory: nothing sensible is left to do */
+	service->listeners = more;
+	service->listeners[service->n_listeners] = NULL;
+	return service->n_listeners++;
+}
+
+static void forget_listener_bit(struct service *service, size_t index)
+{
+	for (struct registration *r = service->registrations; r; r = r->next)
+		for (uint32_t i = 0; i < r->n_workers; i++)
+			r->workers[i].present &= ~(1ULL << index);
+}
+
+void service_commit(struct service *service, struct service_config *config, struct listener **fresh)
+{
+	struct service_config *old = service->config;
+
+	/* Those that stay take the new settings, which hold for sockets made from now on. */
+	for (size_t i = 0; i < service->n_listeners; i++) {
+		struct listener *listener = service->listeners[i];
+		struct listener_config *found = NULL;
+
+		if (!listener)
+			continue;
+		for (size_t k = 0; k < config->n_listeners; k++)
+			if (same_listener(listener->config, config->listeners[k]))
+				found = config->listeners[k];
+		if (found) {
+			listener->config = found;
+			continue;
+		}
+		log_info("%s: listener %s (%s://%s) closed", config->name, listener->config->name,
+			transport_name(listener->config->transport),
+			listener->config->address_text);
+		service->listeners[i] = listener_free(listener);
+		forget_listener_bit(service, i);
+	}
+	for (size_t i = 0; i < config->n_listeners; i++) {
+		size_t index;
+
+		if (!fresh[i])
+			continue;
+		index = free_index(service);
+		fresh[i]->index = (uint32_t)index;
+		service->listeners[index] = fresh[i];
+		log_info("%s: listener %s open on %s://%s", config->name, fresh[i]->config->name,
+			transport_name(fresh[i]->config->transport),
+			fresh[i]->config->address_text);
+	}
+	free(fresh);
+	service->config = config;
+	service->removed = false;
+	service_config_free(old);
+	service_update(service);
+}
+
+int service_new(struct service **ret, struct manager *manager, struct service_config *config,
+	char **ret_error)
+{
+	struct service *service = calloc(1, sizeof(*service));
+	struct listener **fresh;
+	int result;
+
+	if (!service)
+		return -ENOMEM;
+	service->manager = manager;
+	service->reserved_slot = -1;
+	result = service_prepare(service, config, &fresh, ret_error);
+	if (result < 0) {
+		free(service);
+		return result;
+	}
+	service_commit(service, config, fresh);
+	*ret = service;
+	return 0;
+}
+
+struct service *service_free(struct service *service)
+{
+	while (service->registrations)
+		registration_free(service->registrations, NULL);
+	for (size_t i = 0; i < service->n_listeners; i++)
+		listener_free(service->listeners[i]);
+	if (service->reserved_slot >= 0)
+		service->manager->reserved[service->reserved_slot] = 0;
+	free(service->listeners);
+	service_config_free(service->config);
+	free(service);
+	return NULL;
+}
+
+void service_remove(struct service *service)
+{
+	service->removed = true;
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i])
+			service->listeners[i] = listener_free(service->listeners[i]);
+	log_info("%s: removed from the configuration", service->config->name);
+	for (struct registration *r = service->registrations, *next; r; r = next) {
+		next = r->next;
+		registration_drain(r, -1, PROTOCOL_DRAIN_RELOAD);
+	}
+}
+
+/* The reserved slot belongs to the next worker; once that one is past joining, another is reserved.
+ */
+static void update_reserved_slot(struct service *service)
+{
+	struct manager *manager = service->manager;
+
+	if (service->reserved_slot >= 0) {
+		const struct worker *holder = manager->slots[service->reserved_slot];
+
+		if (!holder || holder->state == WORKER_JOINING)
+			return;
+		manager->reserved[service->reserved_slot] = 0;
+	}
+	service->reserved_slot = manager_reserve_slot(manager);
+}
+
+/* The active workers that have a socket for the listener. Returns how many. */
+static size_t collect_members(const struct listener *listener, struct maglev_member *members)
+{
+	size_t n = 0;
+
+	for (struct registration *r = listener->service->registrations; r; r = r->next)
+		for (uint32_t i = 0; i < r->n_workers; i++) {
+			const struct worker *worker = &r->workers[i];
+
+			if (worker->state != WORKER_ACTIVE ||
+				!(worker->present & 1ULL << listener->index) || n == SLOT_COUNT)
+				continue;
+			members[n++] = (struct maglev_member){
+				.slot = worker->slot,
+				.weight = worker->weight,
+				.seed = 0x9e3779b97f4a7c15ULL * (worker->slot + 1),
+			};
+		}
+	return n;
+}
+
+/* TCP: as soon as anyone is active. UDP: when the worker that has it as its socket is. */
+static bool standby_is_due(const struct listener *listener)
+{
+	const struct group *group = listener->group;
+	const struct worker *holder;
+
+	if (listener->config->transport == TRANSPORT_TCP)
+		return true;
+	if (!group->standby_lent || group->standby_index >= SLOT_COUNT)
+		return false;
+	holder = listener->service->manager->slots[group->standby_index];
+	return holder && holder->state != WORKER_JOINING;
+}
+
+static void update_listener(struct listener *listener, struct maglev_member *members)
+{
+	struct service *service = listener->service;
+	size_t n = collect_members(listener, members);
+	const char *step = "";
+	int result;
+
+	result = group_set_members(listener->group, members, n);
+	if (result >= 0 && n && standby_is_due(listener))
+		group_settle_standby(listener->group, listener->config);
+	if (result >= 0)
+		result = group_make_standby(
+			listener->group, listener->config, (uint16_t)service->reserved_slot, &step);
+	if (result < 0)
+		log_warning("%s: listener %s: %s: %s; tried again every second",
+			service->config->name, listener->config->name, step, strerror(-result));
+}
+
+void service_update(struct service *service)
+{
+	_cleanup_free_ struct maglev_member *members = calloc(SLOT_COUNT, sizeof(*members));
+
+	if (!members || service->removed)
+		return;
+	update_reserved_slot(service);
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i])
+			update_listener(service->listeners[i], members);
+}
+
+void service_tick(struct service *service)
+{
+	for (size_t i = 0; i < service->n_listeners; i++) {
+		struct listener *listener = service->listeners[i];
+		const char *step = "";
+
+		if (!listener)
+			continue;
+		group_heal(listener->group);
+		group_expire_standby(listener->group, listener->config);
+		if (service->reserved_slot >= 0 && listener->group->standby < 0 &&
+			!service->manager->slots[service->reserved_slot])
+			group_make_standby(listener->group, listener->config,
+				(uint16_t)service->reserved_slot, &step);
+	}
+	for (struct registration *r = service->registrations, *next; r; r = next) {
+		next = r->next;
+		registration_check(r);
+	}
+}

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "daemon/socket.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+
+#include "common/util.h"
+
+static int set_flag(int fd, int level, int option)
+{
+	const int one = 1;
+
+	return setsockopt(fd, level, option, &one, sizeof(one)) < 0 ? -errno : 0;
+}
+
+static int set_number(int fd, int level, int option, int value)
+{
+	return setsockopt(fd, level, option, &value, sizeof(value)) < 0 ? -errno : 0;
+}
+
+#define TRY(name, call)                     \
+	do {                                \
+		int _result = (call);       \
+		if (_result < 0) {          \
+			*ret_step = (name); \
+			return _result;     \
+		}                           \
+	} while (0)
+
+static int set_options(int fd, const struct listener_config *config, const char **ret_step)
+{
+	bool ipv6 = config->address.ss_family == AF_INET6;
+
+	TRY("setsockopt SO_REUSEPORT", set_flag(fd, SOL_SOCKET, SO_REUSEPORT));
+	/* A TCP restart must not wait for TIME_WAIT of the old connections, as in systemd. */
+	if (config->transport == TRANSPORT_TCP)
+		TRY("setsockopt SO_REUSEADDR", set_flag(fd, SOL_SOCKET, SO_REUSEADDR));
+	if (ipv6)
+		TRY("setsockopt IPV6_V6ONLY",
+			set_number(fd, IPPROTO_IPV6, IPV6_V6ONLY, config->ipv6_only));
+	if (config->free_bind)
+		TRY("setsockopt IP_FREEBIND", ipv6 ? set_flag(fd, IPPROTO_IPV6, IPV6_FREEBIND)
+						   : set_flag(fd, IPPROTO_IP, IP_FREEBIND));
+	if (config->transparent)
+		TRY("setsockopt IP_TRANSPARENT", ipv6 ? set_flag(fd, IPPROTO_IPV6, IPV6_TRANSPARENT)
+						      : set_flag(fd, IPPROTO_IP, IP_TRANSPARENT));
+	if (config->mark >= 0)
+		TRY("setsockopt SO_MARK", set_number(fd, SOL_SOCKET, SO_MARK, (int)config->mark));
+	if (config->receive_buffer)
+		TRY("setsockopt SO_RCVBUF",
+			set_number(fd, SOL_SOCKET, SO_RCVBUF, (int)config->receive_buffer));
+	if (config->send_buffer)
+		TRY("setsockopt SO_SNDBUF",
+			set_number(fd, SOL_SOCKET, SO_SNDBUF, (int)config->send_buffer));
+	if (config->bind_to_device)
+		TRY("setsockopt SO_BINDTODEVICE",
+			setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, config->bind_to_device,
+				strlen(config->bind_to_device)) < 0
+				? -errno
+				: 0);
+	return 0;
+}
+
+int socket_new(const struct listener_config *config, const char **ret_step)
+{
+	bool tcp = config->transport == TRANSPORT_TCP;
+	_cleanup_close_ int fd = -1;
+	int result;
+
+	fd = socket(config->address.ss_family,
+		(tcp ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0) {
+		*ret_step = "socket";
+		return -errno;
+	}
+	result = set_options(fd, config, ret_step);
+	if (result < 0)
+		return result;
+	if (bind(fd, (const struct sockaddr *)&config->address, config->address_length) < 0) {
+		*ret_step = "bind";
+		return -errno;
+	}
+	if (tcp && listen(fd, config->backlog) < 0) {
+		*ret_step = "listen";
+		return -errno;
+	}
+	return take_fd(&fd);
+}

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Makes one member of a reuseport group: the socket of a listener with all its options, bound and
+ * (TCP) listening. Worker sockets, standby and sink all come from here, so they always match.
+ */
+#pragma once
+
+#include "daemon/config.h"
+
+/*
+ * Returns a descriptor (close-on-exec, non-blocking) or a negative errno with *ret_step a static
+ * name of what failed ("bind", "setsockopt SO_MARK").
+ */
+int socket_new(const struct listener_config *config, const char **ret_step);
