@@ -326,6 +326,7 @@ static int handle_ack(struct client *client)
 	if (result != 1)
 		return result;
 	if (worker + 1 < registration->n_workers) {
+		client->sequence = sequence; /* the next GRANT answers this ACK */
 		result = send_grant(client, worker + 1);
 		if (result < 0 && result != -EAGAIN && result != -EPIPE &&
 			result != -ETOOMANYREFS) {
