@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Fixtures of the system tests: see harness.py for what they are made of."""
+import contextlib
+import os
+import pathlib
+import pwd
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+
+import pytest
+
+import harness
+
+TEST_SECONDS = 150
+
+
+@pytest.fixture(autouse=True, scope="session")
+def many_descriptors():
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if os.geteuid() == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (20000, max(hard, 20000)))
+
+
+@pytest.fixture(autouse=True)
+def time_limit():
+    """A test that hangs fails, by itself, and the others still run."""
+    def expired(*_):
+        raise TimeoutError(f"the test did not end within {TEST_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(TEST_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def system():
+    """Root, the built daemon, and its user; without them nothing here can run."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces, BPF, users")
+    if not harness.REUSEPORTD.exists():
+        pytest.skip(f"{harness.REUSEPORTD} is not built (REUSEPORT_BUILD names the build directory)")
+    try:
+        pwd.getpwnam(harness.USER)
+    except KeyError:
+        harness.run("useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent",
+                    "--shell", "/usr/sbin/nologin", harness.USER)
+
+
+@pytest.fixture
+def netns(system):
+    with harness.NetworkNamespace() as namespace:
+        yield namespace
+
+
+@pytest.fixture
+def start_daemon(netns):
+    """
+    Starts a daemon with these arguments. Each must still run when the test ends and then stop
+    with status 0, unless the test stopped it itself.
+    """
+    daemons = []
+
+    def start(*arguments, **options):
+        daemon = harness.Daemon(arguments, **options)
+        daemons.append(daemon)
+        return daemon
+
+    yield start
+    try:
+        for daemon in daemons:
+            if daemon.process.returncode is None:
+                status = daemon.stop()
+                assert status == 0, f"reuseportd ended with {status}"
+            else:
+                assert daemon.process.returncode == 0 or getattr(daemon, "killed", False), \
+                    f"reuseportd ended with {daemon.process.returncode} during the test"
+    finally:
+        for daemon in daemons:
+            daemon.cleanup()
+
+
+class Configuration:
+    """A configuration directory that the daemon's user may read."""
+
+    def __init__(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="reuseportd-config-"))
+        self.directory.chmod(0o755)
+        self.write("reuseportd.conf", "[Daemon]\n")
+        (self.directory / "services.d").mkdir(mode=0o755)
+
+    def write(self, name, text):
+        path = self.directory / name
+        path.write_text(text)
+        path.chmod(0o644)
+        return path
+
+    def service(self, name, text):
+        return self.write(f"services.d/{name}.conf", text)
+
+    def remove(self, name):
+        (self.directory / name).unlink()
+
+
+@pytest.fixture
+def configuration():
+    result = Configuration()
+    yield result
+    shutil.rmtree(result.directory)
+
+
+@pytest.fixture(scope="session")
+def flood(tmp_path_factory):
+    """flood(source, port, n): a context in which that many connections are open; see flood.c."""
+    program = tmp_path_factory.mktemp("flood") / "flood"
+    source = pathlib.Path(__file__).with_name("flood.c")
+    harness.run("cc", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o", program, source)
+
+    @contextlib.contextmanager
+    def connections(address, port, n):
+        process = subprocess.Popen([str(program), address, str(port), str(n)],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            assert process.stdout.readline() == b"open\n"
+            yield
+            process.stdin.close()
+            assert process.wait(harness.DEADLINE) == 0
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            process.stdin.close()
+            process.stdout.close()
+
+    return connections

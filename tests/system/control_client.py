@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The control socket seen by a program: Varlink, which is JSON that ends with NUL."""
+import json
+import socket
+
+INTERFACE = "io.reuseport.Control"
+TIMEOUT = 30
+
+
+class ControlError(Exception):
+    def __init__(self, name, parameters):
+        super().__init__(name, parameters)
+        self.name = name
+        self.parameters = parameters
+
+
+class Control:
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.socket.settimeout(TIMEOUT)
+        self.socket.connect(path)
+        self.received = b""
+
+    def close(self):
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def receive(self):
+        while b"\0" not in self.received:
+            octets = self.socket.recv(65536)
+            if not octets:
+                raise EOFError("the daemon closed the control connection")
+            self.received += octets
+        message, self.received = self.received.split(b"\0", 1)
+        return json.loads(message)
+
+    def call(self, method, **parameters):
+        """Parameters of the reply. A method without a dot is one of io.reuseport.Control."""
+        if "." not in method:
+            method = INTERFACE + "." + method
+        self.socket.sendall(json.dumps({"method": method, "parameters": parameters}).encode() + b"\0")
+        reply = self.receive()
+        if "error" in reply:
+            raise ControlError(reply["error"], reply.get("parameters", {}))
+        return reply["parameters"]

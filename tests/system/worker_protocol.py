@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+The worker protocol of proto/protocol.h in plain Python, so that a test decides about every message
+and every descriptor itself, also about those that a correct client would never send.
+"""
+import array
+import os
+import socket
+import struct
+
+MAGIC = 0x44505552
+VERSION = 1
+
+HELLO, REGISTER, ACK, READY, DRAIN, UNREGISTER = 1, 2, 3, 4, 5, 6
+CID_ADD, CID_RETIRE, ADOPT, RESUME = 7, 8, 9, 10
+WELCOME, GRANT, OK, ERROR = 64, 65, 66, 67
+DRAIN_REQUESTED, KEYS_ROTATED, GOODBYE = 128, 129, 130
+
+DRAIN_OPERATOR, DRAIN_REPLACED, DRAIN_RELOAD, DRAIN_SHUTDOWN = 1, 2, 3, 4
+ACK_PROCESS = 1
+
+HEADER_FORMAT = struct.Struct("<IHHIIHHI")
+HELLO_FORMAT = struct.Struct("<HHI")
+WELCOME_FORMAT = struct.Struct("<HHIIII32s")
+REGISTER_FORMAT = struct.Struct("<64s64sIII")
+GRANT_FORMAT = struct.Struct("<IIIHH64s")
+GRANT_LISTENER_FORMAT = struct.Struct("<64s64sBBHBBBB16s16s4s32s")
+ACK_FORMAT = struct.Struct("<IIII")
+REGISTRATION_FORMAT = struct.Struct("<II")
+ERROR_FORMAT = struct.Struct("<I512s")
+DRAIN_REQUESTED_FORMAT = struct.Struct("<IIQ")
+
+TIMEOUT = 30  # seconds for one answer; generous, the machine may be busy
+
+
+def text(octets):
+    return octets.split(b"\0", 1)[0].decode()
+
+
+class Refused(Exception):
+    """ERROR of the daemon."""
+
+    def __init__(self, error, sentence):
+        super().__init__(error, sentence)
+        self.error = error
+        self.sentence = sentence
+
+
+class Ended(Exception):
+    """The daemon closed the connection, after GOODBYE (error, sentence) or without (None)."""
+
+    def __init__(self, error, sentence):
+        super().__init__(error, sentence)
+        self.error = error
+        self.sentence = sentence
+
+
+def header(kind, body_length, sequence=0, n_descriptors=0, magic=MAGIC, version=VERSION, reserved=0):
+    return HEADER_FORMAT.pack(magic, version, kind, sequence, body_length, n_descriptors, reserved, 0)
+
+
+class Connection:
+    """One connection to worker.sock; nothing is sent that was not asked for."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.socket.settimeout(TIMEOUT)
+        self.socket.connect(path)
+        self.sequence = 0
+        self.events = []  # (type, body), oldest first
+
+    def close(self):
+        self.socket.close()
+
+    def send_raw(self, octets, descriptors=()):
+        ancillary = []
+        if descriptors:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        self.socket.sendmsg([octets], ancillary, socket.MSG_NOSIGNAL)
+
+    def send(self, kind, body=b"", descriptors=()):
+        self.sequence += 1
+        self.send_raw(
+            header(kind, len(body), self.sequence, len(descriptors)) + body, descriptors)
+        return self.sequence
+
+    def receive(self):
+        """(type, sequence, body, descriptors) of the next message, whatever it is."""
+        data, ancillary, flags, _ = self.socket.recvmsg(
+            16384, socket.CMSG_SPACE(253 * 4), socket.MSG_CMSG_CLOEXEC)
+        descriptors = []
+        for level, kind, octets in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(octets[:len(octets) - len(octets) % numbers.itemsize])
+                descriptors += numbers
+        if not data:
+            raise Ended(None, "")
+        assert not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC), "message was truncated"
+        magic, version, kind, sequence, length, n_descriptors, reserved, reserved2 = \
+            HEADER_FORMAT.unpack_from(data)
+        assert (magic, version, reserved, reserved2) == (MAGIC, VERSION, 0, 0)
+        assert length == len(data) - HEADER_FORMAT.size
+        assert n_descriptors == len(descriptors)
+        return kind, sequence, data[HEADER_FORMAT.size:], descriptors
+
+    def answer(self, sequence):
+        """The answer to a request; events that come before it are kept in self.events."""
+        while True:
+            kind, answered, body, descriptors = self.receive()
+            if kind == GOODBYE:
+                error, sentence = ERROR_FORMAT.unpack(body)
+                raise Ended(error, text(sentence))
+            if kind >= 128:
+                assert answered == 0
+                self.events.append((kind, body))
+                continue
+            assert answered == sequence, (kind, answered, sequence)
+            if kind == ERROR:
+                error, sentence = ERROR_FORMAT.unpack(body)
+                raise Refused(error, text(sentence))
+            return kind, body, descriptors
+
+    def request(self, kind, body=b"", descriptors=()):
+        return self.answer(self.send(kind, body, descriptors))
+
+    def wait_event(self, seconds=TIMEOUT):
+        """The next event, (type, body)."""
+        if self.events:
+            return self.events.pop(0)
+        self.socket.settimeout(seconds)
+        try:
+            kind, sequence, body, _ = self.receive()
+        finally:
+            self.socket.settimeout(TIMEOUT)
+        assert kind >= 128 and sequence == 0
+        return kind, body
+
+    def hello(self, version_min=VERSION, version_max=VERSION, descriptors=()):
+        kind, body, _ = self.request(
+            HELLO, HELLO_FORMAT.pack(version_min, version_max, 0), descriptors)
+        assert kind == WELCOME
+        version, reserved, message_max, workers_max, answer_msec, flags, daemon_version = \
+            WELCOME_FORMAT.unpack(body)
+        assert (version, reserved, flags) == (VERSION, 0, 0)
+        self.message_max = message_max
+        self.workers_max = workers_max
+        self.answer_msec = answer_msec
+        self.daemon_version = text(daemon_version)
+
+
+class Listener:
+    """What a GRANT says of one listener."""
+
+    def __init__(self, octets, offset):
+        (name, address, self.transport, self.cid_mode, self.descriptor, self.config_rotation,
+         self.server_id_length, self.nonce_length, reserved, self.server_id, self.key,
+         self.nonce_prefix, self.token_secret) = GRANT_LISTENER_FORMAT.unpack_from(octets, offset)
+        assert reserved == 0
+        self.name = text(name)
+        self.address = text(address)
+
+
+class Worker:
+    """
+    A registration: from joining to gone. sockets[worker][listener name] are ours alone, the daemon
+    has closed its copies once register() has returned.
+    """
+
+    def __init__(self, path, service="web", instance="", n_workers=1, weight=0, ready=True,
+                 pidfd=False):
+        self.connection = Connection(path)
+        self.sockets = []
+        self.slots = []
+        self.registration = None
+        try:
+            if pidfd:
+                own = os.pidfd_open(os.getpid())
+                try:
+                    self.connection.hello(descriptors=(own,))
+                finally:
+                    os.close(own)
+            else:
+                self.connection.hello()
+            self.register(service, instance, n_workers, weight)
+            if ready:
+                self.ready()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def register(self, service, instance, n_workers, weight):
+        kind, body, descriptors = self.connection.request(
+            REGISTER, REGISTER_FORMAT.pack(
+                service.encode(), instance.encode(), n_workers, weight, 0))
+        for i in range(n_workers):
+            assert kind == GRANT
+            self.granted(body, descriptors, i, n_workers)
+            kind, body, descriptors = self.connection.request(
+                ACK, ACK_FORMAT.pack(self.registration, i, 0, 0))
+        assert kind == OK
+
+    def granted(self, body, descriptors, worker, n_workers):
+        registration, index, n, slot, n_listeners, instance = GRANT_FORMAT.unpack_from(body)
+        assert (index, n) == (worker, n_workers)
+        assert worker == 0 or registration == self.registration
+        self.registration = registration
+        self.instance = text(instance)
+        self.slots.append(slot)
+        assert len(body) == GRANT_FORMAT.size + n_listeners * GRANT_LISTENER_FORMAT.size
+        self.listeners = [
+            Listener(body, GRANT_FORMAT.size + i * GRANT_LISTENER_FORMAT.size)
+            for i in range(n_listeners)]
+        assert len(descriptors) == n_listeners
+        assert sorted(l.descriptor for l in self.listeners) == list(range(n_listeners))
+        sockets = {}
+        for listener in self.listeners:
+            sockets[listener.name] = socket.socket(fileno=descriptors[listener.descriptor])
+            sockets[listener.name].setblocking(False)
+        self.sockets.append(sockets)
+
+    @property
+    def slot(self):
+        return self.slots[0]
+
+    @property
+    def socket(self):
+        """The socket of a registration with one worker and one listener."""
+        assert len(self.sockets) == 1 and len(self.sockets[0]) == 1
+        return next(iter(self.sockets[0].values()))
+
+    def fileno(self):
+        return self.socket.fileno()
+
+    def about_registration(self, kind):
+        answer, _, _ = self.connection.request(
+            kind, REGISTRATION_FORMAT.pack(self.registration, 0))
+        assert answer == OK
+
+    def ready(self):
+        self.about_registration(READY)
+
+    def drain(self):
+        self.about_registration(DRAIN)
+
+    def unregister(self):
+        self.about_registration(UNREGISTER)
+
+    def wait_drain_requested(self, seconds=TIMEOUT):
+        """Reason and deadline in microseconds of the next event, which must be DRAIN_REQUESTED."""
+        kind, body = self.connection.wait_event(seconds)
+        assert kind == DRAIN_REQUESTED
+        registration, reason, deadline = DRAIN_REQUESTED_FORMAT.unpack(body)
+        assert registration == self.registration
+        return reason, deadline
+
+    def close_sockets(self):
+        for sockets in self.sockets:
+            for each in sockets.values():
+                each.close()
+
+    def abandon(self):
+        """What happens to a process that dies: everything closes, nothing is said."""
+        self.close_sockets()
+        self.connection.close()
+
+    def leave(self):
+        """The orderly end: the slots are given back, then the sockets close."""
+        self.unregister()
+        self.abandon()
