@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+Builds and tests; called by scripts/test, which installs what is missing first.
+
+A case is what its own runner counts: a line of TAP for unit tests, a test for pytest. A build, the
+check of the format, an installation and a fuzz target are one case each. The unit tests run twice,
+plain and under the sanitizers, and count twice.
+"""
+import collections
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DIRECTORIES = ("bpf", "client-lib", "common", "daemon", "examples", "proto", "tests", "tools")
+FUZZ_SECONDS = 10
+
+BUILDS = {
+    "gcc": ("gcc", ["-Dwerror=true"]),
+    "clang": ("clang", ["-Dwerror=true"]),
+    "sanitize": ("gcc", ["-Dwerror=true", "-Db_sanitize=address,undefined"]),
+    "fuzz": ("clang", ["-Dwerror=true", "-Dfuzz=true"]),
+}
+
+INSTALLED = (
+    "usr/sbin/reuseportd",
+    "usr/bin/reuseportctl",
+    "usr/bin/reuseport-run",
+    "usr/include/reuseport.h",
+    "usr/lib/sysusers.d/reuseportd.conf",
+    "usr/share/man/man8/reuseportd.8",
+    "usr/share/man/man5/reuseportd.conf.5",
+    "usr/share/doc/reuseportd/README.md",
+)
+
+
+class Results:
+    def __init__(self):
+        self.counts = collections.Counter(passed=0, failed=0, skipped=0)
+
+    def add(self, name, passed=0, failed=0, skipped=0):
+        self.counts.update(passed=passed, failed=failed, skipped=skipped)
+        print(f"-- {name}: {passed} passed, {failed} failed, {skipped} skipped", flush=True)
+
+    def one(self, name, good):
+        self.add(name, passed=int(good), failed=int(not good))
+        return good
+
+
+def run(arguments, timeout, environment=None, quiet=True):
+    """Returns the exit status; prints what a quiet command said when it failed."""
+    arguments = [str(a) for a in arguments]
+    env = dict(os.environ, LC_ALL="C.UTF-8", **(environment or {}))
+    output = subprocess.PIPE if quiet else None
+    try:
+        result = subprocess.run(arguments, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output,
+                                stderr=subprocess.STDOUT, timeout=timeout, env=env, check=False)
+    except FileNotFoundError as error:
+        print(f"cannot run {arguments[0]}: {error}", flush=True)
+        return 127
+    except subprocess.TimeoutExpired as error:
+        if error.stdout:
+            sys.stdout.write(error.stdout.decode(errors="replace"))
+        print(f"not within {timeout} s: {' '.join(arguments)}", flush=True)
+        return 124
+    if quiet and result.returncode:
+        sys.stdout.write(result.stdout.decode(errors="replace"))
+        print(f"status {result.returncode}: {' '.join(arguments)}", flush=True)
+    return result.returncode
+
+
+class Tests:
+    def __init__(self):
+        self.results = Results()
+        self.built = {}
+
+    def build(self, name):
+        """Builds once; the directory or None."""
+        if name in self.built:
+            return self.built[name]
+        compiler, options = BUILDS[name]
+        directory = ROOT / f"build-{name}"
+        good = False
+        # A directory that an earlier version of the tree left may not be usable: once more without.
+        for _ in range(2):
+            good = True
+            if not (directory / "build.ninja").exists():
+                shutil.rmtree(directory, ignore_errors=True)
+                good = run(["meson", "setup", directory, "--prefix=/usr", *options], 600,
+                           {"CC": compiler}) == 0
+                fresh = True
+            else:
+                fresh = False
+            good = good and run(["meson", "compile", "-C", directory], 1800) == 0
+            if good or fresh:
+                break
+            shutil.rmtree(directory, ignore_errors=True)
+        self.results.one(f"build with {compiler} ({name})", good)
+        self.built[name] = directory if good else None
+        return self.built[name]
+
+    def run_builds(self):
+        self.build("gcc")
+        self.build("clang")
+
+    def run_format(self):
+        files = [path for directory in DIRECTORIES for path in sorted((ROOT / directory).rglob("*.[ch]"))
+                 if path.is_file()]
+        version = subprocess.run(["clang-format", "--version"], capture_output=True, text=True,
+                                 check=False).stdout if shutil.which("clang-format") else ""
+        if not re.search(r"version 14\.", version):
+            print(f"clang-format 14 decides (Debian 12); here is: {version.strip() or 'none'}")
+            self.results.add("format", skipped=1)
+            return
+        self.results.one("format", run(["clang-format", "--dry-run", "-Werror", *files], 300) == 0)
+
+    def unit(self, build, title):
+        directory = self.build(build)
+        if not directory:
+            self.results.add(title, failed=1)
+            return
+        log = directory / "meson-logs" / "testlog.json"
+        log.unlink(missing_ok=True)
+        status = run(["meson", "test", "-C", directory, "--no-rebuild", "--print-errorlogs",
+                      "--suite", "unit", "--timeout-multiplier", "4"], 3600,
+                     {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS":
+                      "halt_on_error=1:print_stacktrace=1"})
+        passed = failed = skipped = 0
+        lines = log.read_text().splitlines() if log.exists() else []
+        for line in lines:
+            program = json.loads(line)
+            cases = re.findall(r"^(ok|not ok) \d+(.*# *SKIP)?", program.get("stdout") or "",
+                               re.MULTILINE | re.IGNORECASE)
+            skipped += sum(1 for verdict, skip in cases if verdict == "ok" and skip)
+            passed += sum(1 for verdict, skip in cases if verdict == "ok" and not skip)
+            bad = sum(1 for verdict, _ in cases if verdict != "ok")
+            # A program that crashed, was killed or said nothing failed, whatever it had counted.
+            if not bad and (program["result"] not in ("OK", "SKIP") or not cases):
+                print(f"{program['name']}: {program['result']}, {len(cases)} cases seen")
+                bad = 1
+            failed += bad
+        if not failed and (status or not lines):
+            failed = 1
+        self.results.add(title, passed, failed, skipped)
+
+    def run_unit(self):
+        self.unit("gcc", "unit tests")
+
+    def run_sanitize(self):
+        self.unit("sanitize", "unit tests under AddressSanitizer and UndefinedBehaviorSanitizer")
+
+    def run_system(self):
+        if not list((ROOT / "tests" / "system").glob("test_*.py")):
+            self.results.add("system tests", failed=1)
+            return
+        directory = self.build("gcc")
+        if not directory:
+            self.results.add("system tests", failed=1)
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            report = pathlib.Path(temporary) / "report.xml"
+            status = run(["/usr/bin/python3", "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rsfE",
+                          f"--junitxml={report}", "tests/system"], 5400,
+                         {"REUSEPORT_BUILD": str(directory)}, quiet=False)
+            if not report.exists():
+                self.results.add("system tests", failed=1)
+                return
+            suites = list(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
+        total, failures, errors, skipped = (sum(int(suite.get(key, 0)) for suite in suites)
+                                            for key in ("tests", "failures", "errors", "skipped"))
+        failed = failures + errors
+        # Status 5: no test was collected.
+        if not failed and status:
+            failed = 1
+        self.results.add("system tests", max(total - failures - errors - skipped, 0), failed, skipped)
+
+    def run_fuzz(self):
+        sources = sorted((ROOT / "tests" / "fuzz").glob("fuzz-*.c"))
+        directory = self.build("fuzz")
+        for source in sources:
+            program = directory / "tests" / "fuzz" / source.stem if directory else None
+            title = f"{source.stem} for {FUZZ_SECONDS} s"
+            if not program or not program.exists():
+                print(f"{source.stem} was not built")
+                self.results.add(title, failed=1)
+                continue
+            with tempfile.TemporaryDirectory() as temporary:
+                status = run([program, f"-max_total_time={FUZZ_SECONDS}", "-timeout=60",
+                              f"-artifact_prefix={temporary}/", "-print_final_stats=0"], 300)
+            self.results.one(title, status == 0)
+
+    def run_install(self):
+        directory = self.build("gcc")
+        if not directory:
+            self.results.add("installation", failed=1)
+            return
+        with tempfile.TemporaryDirectory() as destination:
+            good = run(["meson", "install", "-C", directory, "--no-rebuild", "--destdir", destination],
+                       300) == 0
+            for path in INSTALLED:
+                if not (pathlib.Path(destination) / path).exists():
+                    print(f"not installed: /{path}")
+                    good = False
+            if not list(pathlib.Path(destination).rglob("reuseportd.service")):
+                print("not installed: reuseportd.service")
+                good = False
+        self.results.one("installation", good)
+
+
+def main():
+    steps = {
+        "format": Tests.run_format,
+        "build": Tests.run_builds,
+        "unit": Tests.run_unit,
+        "install": Tests.run_install,
+        "sanitize": Tests.run_sanitize,
+        "fuzz": Tests.run_fuzz,
+        "system": Tests.run_system,
+    }
+    wanted = sys.argv[1:] or ["all"]
+    unknown = [name for name in wanted if name != "all" and name not in steps]
+    if unknown:
+        print(f"usage: scripts/test [all | {' | '.join(steps)}]...; unknown: {' '.join(unknown)}",
+              file=sys.stderr)
+        return 2
+    tests = Tests()
+    for name, step in steps.items():
+        if "all" in wanted or name in wanted:
+            print(f"== {name}", flush=True)
+            step(tests)
+    counts = tests.results.counts
+    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped", flush=True)
+    return 1 if counts["failed"] or not counts["passed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
