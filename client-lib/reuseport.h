@@ -28,7 +28,7 @@ extern "C" {
  * comes before it. */
 #define REUSEPORT_SOCKET_PATH "/run/reuseportd/worker.sock"
 
-#define REUSEPORT_CID_OCTETS 20	  /* longest connection ID, RFC 9000 section 17.2 */
+#define REUSEPORT_CID_OCTETS 20   /* longest connection ID, RFC 9000 section 17.2 */
 #define REUSEPORT_TOKEN_OCTETS 16 /* stateless reset token, RFC 9000 section 10.3 */
 #define REUSEPORT_SECRET_OCTETS 32
 
@@ -64,13 +64,13 @@ struct reuseport_callbacks {
 	/* No new connection comes from now on; finish what is under way, then exit or
 	 * reuseport_close(). deadline_usec: microseconds from now until the daemon takes the slot
 	 * back, 0 for never. */
-	void (*drain)(struct reuseport *r, enum reuseport_drain_reason reason, uint64_t deadline_usec,
-		void *user_data);
+	void (*drain)(struct reuseport *r, enum reuseport_drain_reason reason,
+		uint64_t deadline_usec, void *user_data);
 	/* reuseport_cid_generate() makes IDs under a new key from now on; IDs made before stay
 	 * valid. A server may give its live connections new IDs now. */
 	void (*keys_rotated)(struct reuseport *r, unsigned listener, void *user_data);
-	/* The connection to the daemon ended (error: negative errno, 0 for an orderly stop). Sockets
-	 * and traffic go on; only new requests fail. */
+	/* The connection to the daemon ended (error: negative errno, 0 for an orderly stop).
+	 * Sockets and traffic go on; only new requests fail. */
 	void (*disconnected)(struct reuseport *r, int error, const char *text, void *user_data);
 };
 
@@ -97,8 +97,8 @@ void reuseport_close(struct reuseport *r);
 const char *reuseport_error(const struct reuseport *r);
 
 /* callbacks is copied; NULL members are not called; NULL takes them all away. */
-void reuseport_set_callbacks(struct reuseport *r, const struct reuseport_callbacks *callbacks,
-	void *user_data);
+void reuseport_set_callbacks(
+	struct reuseport *r, const struct reuseport_callbacks *callbacks, void *user_data);
 
 /*
  * Asks for n_workers slots (1 or more) of a service, each with one socket for every listener.
@@ -138,7 +138,7 @@ int reuseport_unregister(struct reuseport *r, int timeout_msec);
 /* What was granted; 0 before reuseport_register(). */
 unsigned reuseport_n_workers(const struct reuseport *r);
 unsigned reuseport_n_listeners(const struct reuseport *r);
-const char *reuseport_instance(const struct reuseport *r); /* valid while the context lives */
+const char *reuseport_instance(const struct reuseport *r);      /* valid while the context lives */
 int reuseport_slot(const struct reuseport *r, unsigned worker); /* -ERANGE */
 
 /* Of listener 0 .. n_listeners - 1; NULL or -ERANGE beyond. Strings live with the context. */
@@ -178,8 +178,8 @@ int reuseport_dispatch(struct reuseport *r, int timeout_msec);
  * -EOVERFLOW (2^48 IDs made under one key; asks for rotation).
  */
 int reuseport_cid_length(const struct reuseport *r, unsigned listener);
-int reuseport_cid_generate(struct reuseport *r, unsigned worker, unsigned listener, uint8_t *cid,
-	size_t size);
+int reuseport_cid_generate(
+	struct reuseport *r, unsigned worker, unsigned listener, uint8_t *cid, size_t size);
 
 struct reuseport_cid {
 	uint8_t length; /* 1 .. REUSEPORT_CID_OCTETS */
@@ -187,8 +187,8 @@ struct reuseport_cid {
 };
 
 /*
- * Mode registered: tells the daemon that packets with these IDs belong to this worker, or no longer.
- * Sent in batches; returns when all are in effect. IDs of a worker go with it. Blocks.
+ * Mode registered: tells the daemon that packets with these IDs belong to this worker, or no
+ * longer. Sent in batches; returns when all are in effect. IDs of a worker go with it. Blocks.
  * Errors: -EEXIST (an ID is another worker's; none of its batch was added), -EDQUOT, -EOPNOTSUPP
  * (other mode), -ERANGE, -EINVAL, -ETIMEDOUT, -ENOTCONN.
  */
@@ -211,8 +211,8 @@ int reuseport_reset_token(const struct reuseport *r, unsigned listener, const ui
  * (Retry and NEW_TOKEN, RFC 9000 section 8.1): HMAC-SHA256(secret of the listener, "token").
  * Errors: -ERANGE, -EOPNOTSUPP.
  */
-int reuseport_token_secret(const struct reuseport *r, unsigned listener,
-	uint8_t secret[REUSEPORT_SECRET_OCTETS]);
+int reuseport_token_secret(
+	const struct reuseport *r, unsigned listener, uint8_t secret[REUSEPORT_SECRET_OCTETS]);
 
 #ifdef __cplusplus
 }

@@ -51,9 +51,9 @@ static inline void free_pointer(void *pointer)
 #define _cleanup_close_ _cleanup_(close_fd)
 #define _cleanup_free_ _cleanup_(free_pointer)
 
-#define take_pointer(pointer)                                                                      \
-	({                                                                                         \
-		__typeof__(pointer) _taken = (pointer);                                            \
-		(pointer) = NULL;                                                                  \
-		_taken;                                                                            \
+#define take_pointer(pointer)                           \
+	({                                              \
+		__typeof__(pointer) _taken = (pointer); \
+		(pointer) = NULL;                       \
+		_taken;                                 \
 	})

@@ -14,7 +14,7 @@
 
 struct message {
 	struct protocol_header header; /* in host byte order */
-	union {			       /* little-endian, as on the wire; header.length octets */
+	union {                        /* little-endian, as on the wire; header.length octets */
 		uint8_t body[PROTOCOL_MESSAGE_MAX];
 		struct protocol_hello hello;
 		struct protocol_welcome welcome;
@@ -37,10 +37,10 @@ struct message {
 /*
  * Receives one message without blocking. Returns 1 and a message whose framing, length for its type
  * (if known), reserved fields, flags and string termination were checked; 0 at the end of the
- * connection; -EAGAIN when there is none; -EBADMSG for a malformed one with *ret_reason (may be NULL)
- * a static sentence and header.sequence/type filled as far as readable; -EMFILE when descriptors
- * were lost (MSG_CTRUNC); other negative errno of recvmsg(2). On every result but 1 no descriptor
- * stays open.
+ * connection; -EAGAIN when there is none; -EBADMSG for a malformed one with *ret_reason (may be
+ * NULL) a static sentence and header.sequence/type filled as far as readable; -EMFILE when
+ * descriptors were lost (MSG_CTRUNC); other negative errno of recvmsg(2). On every result but 1 no
+ * descriptor stays open.
  */
 int message_receive(int socket, struct message *message, const char **ret_reason);
 

@@ -13,7 +13,8 @@
  * ERROR) repeats it. Events have sequence 0 and may arrive at any time, between a request and its
  * answer as well. An unknown type is answered with ERROR, the connection stays. A message that
  * breaks the framing (size, magic, version, length, number of descriptors) gets ERROR and GOODBYE
- * and the connection ends; workers registered through it keep their slots while their process lives.
+ * and the connection ends; workers registered through it keep their slots while their process
+ * lives.
  *
  *   client                         daemon
  *   HELLO [pidfd of itself]   ->
@@ -35,16 +36,17 @@
 
 #include <stdint.h>
 
-#define PROTOCOL_MAGIC 0x44505552u /* "RUPD" */
-#define PROTOCOL_VERSION 1	   /* the only one so far */
-#define PROTOCOL_MESSAGE_MAX 16384 /* octets, header included */
+#define PROTOCOL_MAGIC 0x44505552u   /* "RUPD" */
+#define PROTOCOL_VERSION 1           /* the only one so far */
+#define PROTOCOL_MESSAGE_MAX 16384   /* octets, header included */
 #define PROTOCOL_DESCRIPTORS_MAX 253 /* SCM_MAX_FD, Linux */
-#define PROTOCOL_NAME_MAX 64	   /* octets of a name, terminating NUL included */
-#define PROTOCOL_TEXT_MAX 512	   /* octets of an error text, terminating NUL included */
-#define PROTOCOL_LISTENERS_MAX 64  /* listeners of one service */
-#define PROTOCOL_WORKERS_MAX 1024  /* workers of one REGISTER */
-#define PROTOCOL_CIDS_MAX 512	   /* connection IDs in one CID_ADD or CID_RETIRE */
-#define PROTOCOL_CID_OCTETS 20	   /* longest connection ID of QUIC version 1, RFC 9000 section 17.2 */
+#define PROTOCOL_NAME_MAX 64         /* octets of a name, terminating NUL included */
+#define PROTOCOL_TEXT_MAX 512        /* octets of an error text, terminating NUL included */
+#define PROTOCOL_LISTENERS_MAX 64    /* listeners of one service */
+#define PROTOCOL_WORKERS_MAX 1024    /* workers of one REGISTER */
+#define PROTOCOL_CIDS_MAX 512        /* connection IDs in one CID_ADD or CID_RETIRE */
+#define PROTOCOL_CID_OCTETS 20 /* longest connection ID of QUIC version 1, RFC 9000 section 17.2 \
+				*/
 
 enum protocol_type {
 	/* client to daemon */
@@ -78,17 +80,17 @@ enum protocol_transport {
 /* How the connection IDs of a QUIC listener name their worker; 0 for TCP and UDP. */
 enum protocol_cid_mode {
 	PROTOCOL_CID_NONE = 0,
-	PROTOCOL_CID_QUIC_LB = 1,	/* encrypted, draft-ietf-quic-load-balancers-21 section 5.4 */
+	PROTOCOL_CID_QUIC_LB = 1, /* encrypted, draft-ietf-quic-load-balancers-21 section 5.4 */
 	PROTOCOL_CID_QUIC_LB_PLAIN = 2, /* unencrypted, same draft section 5.2 */
-	PROTOCOL_CID_REGISTERED = 3,	/* the server tells each ID with CID_ADD */
-	PROTOCOL_CID_NGINX = 4,		/* SO_COOKIE of the socket in the first 8 octets, big-endian */
-	PROTOCOL_CID_OPAQUE = 5,	/* nothing is known of them */
+	PROTOCOL_CID_REGISTERED = 3,    /* the server tells each ID with CID_ADD */
+	PROTOCOL_CID_NGINX = 4,  /* SO_COOKIE of the socket in the first 8 octets, big-endian */
+	PROTOCOL_CID_OPAQUE = 5, /* nothing is known of them */
 };
 
 struct protocol_header {
-	uint32_t magic;	   /* PROTOCOL_MAGIC */
+	uint32_t magic;    /* PROTOCOL_MAGIC */
 	uint16_t version;  /* PROTOCOL_VERSION; in HELLO: any, the range is in its body */
-	uint16_t type;	   /* enum protocol_type */
+	uint16_t type;     /* enum protocol_type */
 	uint32_t sequence; /* of the request; events: 0 */
 	uint32_t length;   /* octets of the body that follows */
 	uint16_t n_descriptors;
@@ -108,38 +110,38 @@ struct protocol_hello {
 struct protocol_welcome {
 	uint16_t version; /* chosen; every later header carries it */
 	uint16_t reserved;
-	uint32_t message_max;	  /* octets */
-	uint32_t workers_max;	  /* in one REGISTER */
-	uint32_t answer_msec;	  /* deadline for each ACK, milliseconds */
-	uint32_t flags;		  /* 0 */
+	uint32_t message_max;    /* octets */
+	uint32_t workers_max;    /* in one REGISTER */
+	uint32_t answer_msec;    /* deadline for each ACK, milliseconds */
+	uint32_t flags;          /* 0 */
 	char daemon_version[32]; /* NUL terminated */
 } __attribute__((packed));
 
 struct protocol_register {
 	char service[PROTOCOL_NAME_MAX];  /* NUL terminated */
 	char instance[PROTOCOL_NAME_MAX]; /* NUL terminated; empty: the daemon makes one up */
-	uint32_t n_workers;		  /* 1 .. workers_max: a slot and a set of sockets each */
-	uint32_t weight;		  /* 1 .. 1000, 0 means the default, 100 */
-	uint32_t flags;			  /* 0 */
+	uint32_t n_workers;               /* 1 .. workers_max: a slot and a set of sockets each */
+	uint32_t weight;                  /* 1 .. 1000, 0 means the default, 100 */
+	uint32_t flags;                   /* 0 */
 } __attribute__((packed));
 
 /* One listener of a granted worker. Descriptor `descriptor` of the message is its socket. */
 struct protocol_grant_listener {
 	char name[PROTOCOL_NAME_MAX];
 	char address[PROTOCOL_NAME_MAX]; /* "192.0.2.1:443" or "[2001:db8::1]:443" */
-	uint8_t transport;		 /* enum protocol_transport */
-	uint8_t cid_mode;		 /* enum protocol_cid_mode */
-	uint16_t descriptor;		 /* index into the descriptors of this message */
+	uint8_t transport;               /* enum protocol_transport */
+	uint8_t cid_mode;                /* enum protocol_cid_mode */
+	uint16_t descriptor;             /* index into the descriptors of this message */
 	/* Connection-ID configuration, for PROTOCOL_CID_QUIC_LB and _PLAIN; else zero. */
 	uint8_t config_rotation; /* 0 .. 6 */
 	uint8_t server_id_length;
 	uint8_t nonce_length;
 	uint8_t reserved;
-	uint8_t server_id[16]; /* of this worker */
-	uint8_t key[16];       /* AES-128; zero for _PLAIN */
+	uint8_t server_id[16];   /* of this worker */
+	uint8_t key[16];         /* AES-128; zero for _PLAIN */
 	uint8_t nonce_prefix[4]; /* the first octets of every nonce: unique to this grant and key */
-	/* QUIC, every mode: secret that all workers of the listener share, for stateless reset tokens
-	 * (RFC 9000 section 10.3.2) and address-validation tokens (section 8.1.3). */
+	/* QUIC, every mode: secret that all workers of the listener share, for stateless reset
+	 * tokens (RFC 9000 section 10.3.2) and address-validation tokens (section 8.1.3). */
 	uint8_t token_secret[32];
 } __attribute__((packed));
 
@@ -153,7 +155,8 @@ struct protocol_grant {
 	/* followed by n_listeners of struct protocol_grant_listener */
 } __attribute__((packed));
 
-#define PROTOCOL_ACK_PROCESS 1u /* descriptor 0: pidfd of the server process, same user as the client */
+#define PROTOCOL_ACK_PROCESS \
+	1u /* descriptor 0: pidfd of the server process, same user as the client */
 
 struct protocol_ack {
 	uint32_t registration;
@@ -179,8 +182,8 @@ struct protocol_cids {
 	uint32_t registration;
 	uint32_t worker;
 	uint16_t listener; /* index in the GRANT; its mode must be PROTOCOL_CID_REGISTERED */
-	uint16_t count;	   /* 1 .. PROTOCOL_CIDS_MAX */
-	/* followed by count of struct protocol_cid */
+	uint16_t count;    /* 1 .. PROTOCOL_CIDS_MAX */
+			   /* followed by count of struct protocol_cid */
 } __attribute__((packed));
 
 struct protocol_ok {
@@ -188,7 +191,7 @@ struct protocol_ok {
 } __attribute__((packed));
 
 struct protocol_error {
-	uint32_t error; /* errno of Linux, positive */
+	uint32_t error;               /* errno of Linux, positive */
 	char text[PROTOCOL_TEXT_MAX]; /* what was wrong, for a person; NUL terminated */
 } __attribute__((packed));
 
@@ -202,7 +205,7 @@ enum protocol_drain_reason {
 /* Event: the workers of the registration got no new connection from now on: finish and exit. */
 struct protocol_drain_requested {
 	uint32_t registration;
-	uint32_t reason;	/* enum protocol_drain_reason */
+	uint32_t reason;        /* enum protocol_drain_reason */
 	uint64_t deadline_usec; /* from now, microseconds; 0: none */
 } __attribute__((packed));
 
