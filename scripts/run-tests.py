@@ -118,7 +118,12 @@ class Tests:
             print(f"clang-format 14 decides (Debian 12); here is: {version.strip() or 'none'}")
             self.results.add("format", skipped=1)
             return
-        self.results.one("format", run(["clang-format", "--dry-run", "-Werror", *files], 300) == 0)
+        bad = [path for path in files
+               if subprocess.run(["clang-format", "--dry-run", "-Werror", str(path)], cwd=ROOT,
+                                 capture_output=True, check=False).returncode]
+        for path in bad:
+            print(f"not as clang-format has it: {path.relative_to(ROOT)}")
+        self.results.one("format", bool(files) and not bad)
 
     def unit(self, build, title):
         directory = self.build(build)
