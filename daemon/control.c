@@ -1,28 +1,367 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The Varlink server. A connection costs what it has sent and not yet finished (CALL_OCTETS at
+ * most) and what it was answered and has not yet read (REPLY_OCTETS at most; beyond that it is
+ * closed). One that sends what is no Varlink call is closed as well: there is nothing to answer to.
+ */
 #include "daemon/control.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
 #include "common/util.h"
+#include "control-interface.h"
+#include "daemon/peer.h"
+#include "proto/varlink.h"
+
+#define CALL_OCTETS (1024 * 1024)
+#define REPLY_OCTETS (8 * 1024 * 1024)
+
+#define INTERFACE "io.reuseport.Control"
+
+static const char varlink_service_interface[] =
+	"# What every Varlink service offers.\n"
+	"interface org.varlink.service\n\n"
+	"method GetInfo() -> (\n"
+	"  vendor: string,\n  product: string,\n  version: string,\n  url: string,\n"
+	"  interfaces: []string\n)\n\n"
+	"method GetInterfaceDescription(interface: string) -> (description: string)\n\n"
+	"error InterfaceNotFound (interface: string)\n"
+	"error MethodNotFound (method: string)\n"
+	"error MethodNotImplemented (method: string)\n"
+	"error InvalidParameter (parameter: string)\n";
+
+struct connection {
+	struct connection *next;
+	struct control *control;
+	int socket;
+	sd_event_source *source;
+	struct peer peer;
+	struct varlink_buffer input;
+	char *output;
+	size_t output_length;
+};
+
+struct control {
+	sd_event *event;
+	sd_event_source *source;
+	int socket;
+	const struct control_method *methods;
+	void *user_data;
+	gid_t status_group, admin_group;
+	unsigned max_connections;
+	struct connection *connections;
+};
+
+static void connection_free(struct connection *connection)
+{
+	struct connection **link = &connection->control->connections;
+
+	while (*link != connection)
+		link = &(*link)->next;
+	*link = connection->next;
+	sd_event_source_disable_unref(connection->source);
+	close_fd(&connection->socket);
+	peer_done(&connection->peer);
+	varlink_done(&connection->input);
+	free(connection->output);
+	free(connection);
+}
+
+/* Sends what is left to send; waits for the client to read when it does not. */
+static int flush(struct connection *connection)
+{
+	while (connection->output_length) {
+		ssize_t n = send(connection->socket, connection->output, connection->output_length,
+			MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (n < 0 && errno == EAGAIN)
+			break;
+		if (n < 0)
+			return -errno;
+		connection->output_length -= (size_t)n;
+		memmove(connection->output, connection->output + n, connection->output_length);
+	}
+	/* Calls are taken only when the answers before them are out: that bounds the output. */
+	return sd_event_source_set_io_events(
+		connection->source, connection->output_length ? EPOLLOUT : EPOLLIN);
+}
+
+static int reply(struct connection *connection, const char *error, json_t *parameters)
+{
+	_cleanup_free_ char *text = NULL;
+	json_t *message = json_object();
+	size_t length = 0;
+	char *output;
+	int result;
+
+	if (error)
+		json_object_set_new(message, "error", json_string(error));
+	json_object_set_new(message, "parameters", parameters ? parameters : json_object());
+	result = varlink_encode(message, &text, &length);
+	json_decref(message);
+	if (result < 0)
+		return result;
+	if (connection->output_length + length > REPLY_OCTETS)
+		return -ENOBUFS;
+	output = realloc(connection->output, connection->output_length + length);
+	if (!output)
+		return -ENOMEM;
+	memcpy(output + connection->output_length, text, length);
+	connection->output = output;
+	connection->output_length += length;
+	return 0;
+}
+
+static bool in_group(const struct peer *peer, gid_t group)
+{
+	for (size_t i = 0; i < peer->n_gids; i++)
+		if (peer->gids[i] == group)
+			return true;
+	return false;
+}
+
+static bool may_call(const struct connection *connection, const struct control_method *method)
+{
+	const struct control *control = connection->control;
+	const struct peer *peer = &connection->peer;
+
+	if (peer->uid == 0 || peer->uid == geteuid())
+		return true;
+	if (control->admin_group != (gid_t)-1 && in_group(peer, control->admin_group))
+		return true;
+	if (method->changes)
+		return false;
+	return control->status_group == (gid_t)-1 || in_group(peer, control->status_group);
+}
+
+static int call_own(struct connection *connection, const char *method, const json_t *parameters)
+{
+	const char *name;
+
+	if (strcmp(method, "org.varlink.service.GetInfo") == 0)
+		return reply(connection, NULL,
+			json_pack("{s:s, s:s, s:s, s:s, s:[s, s]}", "vendor", "reuseportd",
+				"product", "reuseportd", "version", VERSION, "url", "",
+				"interfaces", "org.varlink.service", INTERFACE));
+	if (strcmp(method, "org.varlink.service.GetInterfaceDescription") != 0)
+		return reply(connection, "org.varlink.service.MethodNotFound",
+			json_pack("{s:s}", "method", method));
+	name = json_string_value(json_object_get(parameters, "interface"));
+	if (!name)
+		return reply(connection, "org.varlink.service.InvalidParameter",
+			json_pack("{s:s}", "parameter", "interface"));
+	if (strcmp(name, INTERFACE) == 0)
+		return reply(
+			connection, NULL, json_pack("{s:s}", "description", control_interface));
+	if (strcmp(name, "org.varlink.service") == 0)
+		return reply(connection, NULL,
+			json_pack("{s:s}", "description", varlink_service_interface));
+	return reply(connection, "org.varlink.service.InterfaceNotFound",
+		json_pack("{s:s}", "interface", name));
+}
+
+static int call_method(struct connection *connection, const struct control_method *method,
+	const json_t *parameters)
+{
+	const struct control *control = connection->control;
+	const char *error = NULL;
+	json_t *result = NULL;
+	int status;
+
+	if (!may_call(connection, method))
+		return reply(connection, INTERFACE ".PermissionDenied",
+			json_pack("{s:s}", "message",
+				method->changes
+					? "only root and the group AdminGroup= may change things"
+					: "only root and the groups StatusGroup= and AdminGroup= "
+					  "may read the status"));
+	status = method->handler(control->user_data, parameters, &result, &error);
+	if (status >= 0)
+		return reply(connection, NULL, result);
+	if (error)
+		return reply(connection, error, result);
+	json_decref(result);
+	return reply(connection, INTERFACE ".Failed",
+		json_pack("{s:s, s:i}", "message", strerror(-status), "errno", -status));
+}
+
+static int call(struct connection *connection, const char *method, const json_t *parameters)
+{
+	const char *dot = strrchr(method, '.');
+
+	if (strncmp(method, "org.varlink.service.", 20) == 0)
+		return call_own(connection, method, parameters);
+	if (!dot || (size_t)(dot - method) != strlen(INTERFACE) ||
+		strncmp(method, INTERFACE, strlen(INTERFACE)) != 0) {
+		_cleanup_free_ char *interface = strndup(method, dot ? (size_t)(dot - method) : 0);
+
+		return reply(connection, "org.varlink.service.InterfaceNotFound",
+			json_pack("{s:s}", "interface", interface ? interface : ""));
+	}
+	for (const struct control_method *m = connection->control->methods; m->name; m++)
+		if (strcmp(m->name, dot + 1) == 0)
+			return call_method(connection, m, parameters);
+	return reply(connection, "org.varlink.service.MethodNotFound",
+		json_pack("{s:s}", "method", method));
+}
+
+/* Negative: no Varlink call, the connection is not worth keeping. */
+static int handle(struct connection *connection, const json_t *message)
+{
+	const char *method = json_string_value(json_object_get(message, "method"));
+	json_t *parameters = json_object_get(message, "parameters");
+	size_t before = connection->output_length;
+	json_t *none = NULL;
+	int result;
+
+	if (!method)
+		return -EBADMSG;
+	if (json_is_true(json_object_get(message, "upgrade")))
+		return reply(connection, "org.varlink.service.MethodNotImplemented",
+			json_pack("{s:s}", "method", method));
+	if (parameters && !json_is_object(parameters) && !json_is_null(parameters))
+		return -EBADMSG;
+	if (!json_is_object(parameters))
+		parameters = none = json_object();
+	result = call(connection, method, parameters);
+	json_decref(none);
+	if (json_is_true(json_object_get(message, "oneway")))
+		connection->output_length = before;
+	return result;
+}
+
+static int take_calls(struct connection *connection)
+{
+	json_t *message;
+	int result = 0;
+
+	while (!connection->output_length) {
+		result = varlink_next(&connection->input, &message, NULL);
+		if (result <= 0)
+			return result;
+		result = handle(connection, message);
+		json_decref(message);
+		if (result < 0)
+			return result;
+		result = flush(connection);
+		if (result < 0)
+			return result;
+	}
+	return 0;
+}
+
+static int on_io(sd_event_source *source, int fd, uint32_t events, void *user_data)
+{
+	struct connection *connection = user_data;
+	int result = 0;
+
+	if (connection->output_length) {
+		result = flush(connection);
+		if (result >= 0)
+			result = take_calls(connection);
+	} else {
+		result = varlink_fill(&connection->input, fd, CALL_OCTETS);
+		if (result > 0)
+			result = take_calls(connection);
+		else if (result == 0)
+			result = -ECONNRESET;
+		else if (result == -EAGAIN)
+			result = 0;
+	}
+	if (result < 0)
+		connection_free(connection);
+	return 0;
+}
+
+static unsigned count_of_user(const struct control *control, uid_t uid)
+{
+	unsigned n = 0;
+
+	for (const struct connection *c = control->connections; c; c = c->next)
+		n += c->peer.uid == uid;
+	return n;
+}
+
+static void add_connection(struct control *control, int socket)
+{
+	struct connection *connection = calloc(1, sizeof(*connection));
+
+	if (!connection) {
+		close_fd(&socket);
+		return;
+	}
+	connection->control = control;
+	connection->socket = socket;
+	connection->peer.pidfd = -1;
+	connection->next = control->connections;
+	control->connections = connection;
+	if (peer_of_socket(&connection->peer, socket) < 0 ||
+		count_of_user(control, connection->peer.uid) > control->max_connections ||
+		sd_event_add_io(control->event, &connection->source, socket, EPOLLIN, on_io,
+			connection) < 0)
+		connection_free(connection);
+}
+
+static int on_connection(sd_event_source *source, int fd, uint32_t events, void *user_data)
+{
+	for (int i = 0; i < 16; i++) {
+		int socket = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (socket < 0)
+			break;
+		add_connection(user_data, socket);
+	}
+	return 0;
+}
+
 int control_new(struct control **ret, sd_event *event, int socket,
 	const struct control_method *methods, void *user_data)
 {
-	(void)event;
-	(void)methods;
-	(void)user_data;
-	close(socket);
-	*ret = NULL;
+	struct control *control = calloc(1, sizeof(*control));
+	int result;
+
+	if (!control) {
+		close_fd(&socket);
+		return -ENOMEM;
+	}
+	control->socket = socket;
+	control->event = sd_event_ref(event);
+	control->methods = methods;
+	control->user_data = user_data;
+	control->status_group = control->admin_group = (gid_t)-1;
+	control->max_connections = 512;
+	result = sd_event_add_io(event, &control->source, socket, EPOLLIN, on_connection, control);
+	if (result < 0) {
+		control_free(control);
+		return result;
+	}
+	*ret = control;
 	return 0;
 }
-struct control *control_free(struct control *c)
+
+struct control *control_free(struct control *control)
 {
-	(void)c;
+	if (!control)
+		return NULL;
+	while (control->connections)
+		connection_free(control->connections);
+	sd_event_source_disable_unref(control->source);
+	close_fd(&control->socket);
+	sd_event_unref(control->event);
+	free(control);
 	return NULL;
 }
-void control_set_groups(struct control *c, gid_t a, gid_t b)
+
+void control_set_groups(struct control *control, gid_t status_group, gid_t admin_group)
 {
-	(void)c;
-	(void)a;
-	(void)b;
+	control->status_group = status_group;
+	control->admin_group = admin_group;
 }
-void control_set_max_connections(struct control *c, unsigned n)
+
+void control_set_max_connections(struct control *control, unsigned max_connections)
 {
-	(void)c;
-	(void)n;
+	control->max_connections = max_connections;
 }
