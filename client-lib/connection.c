@@ -195,6 +195,12 @@ static int read_one(struct reuseport *r)
 	return 0;
 }
 
+static void next_sequence(struct reuseport *r)
+{
+	if (++r->sequence == 0) /* 0 marks events */
+		r->sequence = 1;
+}
+
 int connection_wait(struct reuseport *r, uint16_t expected, uint16_t also_expected,
 	const char *what, uint64_t deadline)
 {
@@ -210,9 +216,11 @@ int connection_wait(struct reuseport *r, uint16_t expected, uint16_t also_expect
 		if (result != -EAGAIN)
 			return result;
 		result = wait_for(r->socket, POLLIN, deadline);
-		if (result == 0)
+		if (result == 0) {
+			next_sequence(r); /* from now on its answer is a late one */
 			return context_error(
 				r, -ETIMEDOUT, "reuseportd did not answer in time (%s)", what);
+		}
 		if (result < 0)
 			return context_error(
 				r, result, "cannot wait for reuseportd: %s", strerror(-result));
@@ -238,8 +246,7 @@ int connection_send(struct reuseport *r, uint16_t type, const void *body, size_t
 
 	if (r->socket < 0)
 		return not_connected(r);
-	if (++r->sequence == 0) /* 0 marks events */
-		r->sequence = 1;
+	next_sequence(r);
 	for (;;) {
 		result = message_send(
 			r->socket, type, r->sequence, body, length, &fd, fd >= 0 ? 1 : 0);
