@@ -15,10 +15,12 @@
 #include <endian.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 
 #define OPENSSL_SUPPRESS_DEPRECATED /* SHA256_*: the interface that neither allocates nor locks */
 #include <openssl/sha.h>
 
+#include "bpf/quic_lb.h"
 #include "client-lib/context.h"
 
 #define NONCE_PREFIX_OCTETS 4
@@ -26,14 +28,11 @@
 
 struct cid_config {
 	struct cid_config *next_retired;
-	uint8_t config_rotation;
-	uint8_t server_id_length;
-	uint8_t nonce_length;
-	bool encrypted;
-	uint8_t server_id[16];
-	uint8_t key[16];
+	struct quic_lb_config lb;
+	uint8_t server_id[QUIC_LB_SERVER_ID_MAX];
 	uint8_t nonce_prefix[NONCE_PREFIX_OCTETS];
-	uint64_t first; /* value of the counter when this configuration began */
+	uint64_t first;      /* value of the counter when this configuration began */
+	uint64_t shuffle[4]; /* for IDs in the clear: see shuffle() */
 };
 
 int cid_prepare(struct reuseport *r)
@@ -85,23 +84,26 @@ int cid_configure(struct reuseport *r, unsigned worker, unsigned listener, uint8
 	size_t i = (size_t)worker * r->n_listeners + listener;
 	struct cid_config *config, *old;
 
-	/* draft-ietf-quic-load-balancers-21 section 3: server ID 1 to 15 octets, nonce 4 or more,
-	 * 19 at most together. */
-	if ((mode != PROTOCOL_CID_QUIC_LB && mode != PROTOCOL_CID_QUIC_LB_PLAIN) ||
-		config_rotation > 6 || server_id_length < 1 || server_id_length > 15 ||
-		nonce_length < NONCE_PREFIX_OCTETS || server_id_length + nonce_length > 19)
+	if (mode != PROTOCOL_CID_QUIC_LB && mode != PROTOCOL_CID_QUIC_LB_PLAIN)
 		return context_error(r, -EPROTO,
-			"reuseportd sent an impossible connection-ID configuration for listener %s",
+			"reuseportd sent a connection-ID configuration for listener %s, which has none",
 			r->listeners[listener].name);
 	config = calloc(1, sizeof(*config));
 	if (!config)
 		return context_error(r, -ENOMEM, "not enough memory");
-	config->config_rotation = config_rotation;
-	config->server_id_length = server_id_length;
-	config->nonce_length = nonce_length;
-	config->encrypted = mode == PROTOCOL_CID_QUIC_LB;
-	memcpy(config->server_id, server_id, sizeof(config->server_id));
-	memcpy(config->key, key, sizeof(config->key));
+	if (quic_lb_configure(&config->lb, config_rotation, server_id_length, nonce_length,
+		    mode == PROTOCOL_CID_QUIC_LB ? key : NULL) < 0) {
+		free_config(config);
+		return context_error(r, -EPROTO,
+			"reuseportd sent an impossible connection-ID configuration for listener %s",
+			r->listeners[listener].name);
+	}
+	if (!config->lb.encrypted && getrandom(config->shuffle, sizeof(config->shuffle), 0) !=
+					     (ssize_t)sizeof(config->shuffle)) {
+		free_config(config);
+		return context_error(r, -EIO, "cannot get random octets");
+	}
+	memcpy(config->server_id, server_id, server_id_length);
 	memcpy(config->nonce_prefix, nonce_prefix, sizeof(config->nonce_prefix));
 	config->first = atomic_load(&r->counters[i]);
 
@@ -137,48 +139,71 @@ _public_ int reuseport_cid_length(const struct reuseport *r, unsigned listener)
 	int error;
 
 	config = find_config(r, 0, listener, &error);
-	return config ? 1 + config->server_id_length + config->nonce_length : error;
+	return config ? (int)quic_lb_cid_length(&config->lb) : error;
+}
+
+/*
+ * Connection IDs must not show which of them belong together (RFC 9000 section 5.1), and numbers
+ * that count up do. Encryption hides that; in the clear, the counter goes through a permutation of
+ * its range (a Feistel network over two halves of `half` bits) under numbers drawn at random for
+ * each configuration. It keeps no secret, it only takes the order away.
+ */
+static uint64_t shuffle(const struct cid_config *config, uint64_t value, unsigned half)
+{
+	const uint64_t mask = (UINT64_C(1) << half) - 1;
+	uint64_t left = value >> half, right = value & mask;
+
+	for (size_t i = 0; i < ARRAY_SIZE(config->shuffle); i++) {
+		uint64_t mixed = (right ^ config->shuffle[i]) * (config->shuffle[i] | 1), next;
+
+		mixed = (mixed ^ mixed >> 29) * UINT64_C(0x9e3779b97f4a7c15);
+		next = left ^ (mixed >> 37 & mask);
+		left = right;
+		right = next;
+	}
+	return left << half | right;
 }
 
 /* Puts prefix and counter into the nonce; -EOVERFLOW when the counter is through. */
 static int next_nonce(const struct cid_config *config, _Atomic uint64_t *counter, uint8_t *nonce)
 {
-	unsigned octets = MIN(config->nonce_length - NONCE_PREFIX_OCTETS, COUNTER_BITS_MAX / 8);
+	unsigned length = config->lb.nonce_length;
+	unsigned octets = MIN(length - NONCE_PREFIX_OCTETS, COUNTER_BITS_MAX / 8);
 	uint64_t value;
 
+	/* 64 bits never come round, so that past the end every further call fails as well. */
 	value = atomic_fetch_add_explicit(counter, 1, memory_order_relaxed) - config->first;
 	if (value >> (octets * 8))
 		return -EOVERFLOW;
-	memset(nonce, 0, config->nonce_length);
+	if (!config->lb.encrypted)
+		value = shuffle(config, value, octets * 4);
+	memset(nonce, 0, length);
 	memcpy(nonce, config->nonce_prefix, NONCE_PREFIX_OCTETS);
 	for (unsigned i = 0; i < octets; i++, value >>= 8)
-		nonce[config->nonce_length - 1 - i] = (uint8_t)value;
+		nonce[length - 1 - i] = (uint8_t)value;
 	return 0;
-}
-
-static int encode(const struct cid_config *config, const uint8_t *nonce, uint8_t *cid)
-{
-	return -EOPNOTSUPP;
 }
 
 _public_ int reuseport_cid_generate(
 	struct reuseport *r, unsigned worker, unsigned listener, uint8_t *cid, size_t size)
 {
+	uint8_t nonce[QUIC_LB_NONCE_MAX], made[QUIC_LB_CID_MAX];
 	const struct cid_config *config;
-	uint8_t nonce[18];
-	int result, length;
+	size_t length;
+	int result;
 
 	config = find_config(r, worker, listener, &result);
 	if (!config)
 		return result;
-	length = 1 + config->server_id_length + config->nonce_length;
-	if (size < (size_t)length)
+	if (size < quic_lb_cid_length(&config->lb))
 		return -ENOBUFS;
 	result = next_nonce(config, &r->counters[worker * r->n_listeners + listener], nonce);
 	if (result < 0)
 		return result;
-	result = encode(config, nonce, cid);
-	return result < 0 ? result : length;
+	length = quic_lb_encode(
+		&config->lb, config->server_id, nonce, QUIC_LB_SELF_ENCODE_LENGTH, made);
+	memcpy(cid, made, length);
+	return (int)length;
 }
 
 /* One batch, as large as a message takes. */

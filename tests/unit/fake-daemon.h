@@ -43,6 +43,7 @@ struct fake {
 	uint32_t registration;
 	uint8_t transport;
 	uint8_t cid_mode;
+	uint8_t config_rotation;
 	int sync[2]; /* the test writes an octet to [1] when the script may go on */
 };
 
@@ -214,7 +215,7 @@ _unused_ static void fake_grant(
 		memset(l->token_secret, (int)(i + 1), sizeof(l->token_secret));
 		if (d->cid_mode == PROTOCOL_CID_QUIC_LB ||
 			d->cid_mode == PROTOCOL_CID_QUIC_LB_PLAIN) {
-			l->config_rotation = 1;
+			l->config_rotation = d->config_rotation;
 			l->server_id_length = 6;
 			l->nonce_length = 10;
 			l->server_id[5] = (uint8_t)(100 + worker);
@@ -272,6 +273,7 @@ _unused_ static int fake_start(struct fake_daemon *d, void (*script)(struct fake
 	if (!d->fake.transport)
 		d->fake.transport = PROTOCOL_TCP;
 	d->fake.registration = 77;
+	d->fake.config_rotation = 1;
 	fflush(NULL);
 	d->pid = fork();
 	if (d->pid < 0)

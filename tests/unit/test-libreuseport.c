@@ -5,15 +5,18 @@
  * has exactly the descriptors it had before.
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <cmocka.h>
 
+#include "bpf/quic_lb.h"
 #include "client-lib/reuseport.h"
 #include "tests/unit/fake-daemon.h"
 
@@ -798,6 +801,224 @@ static void a_tcp_listener_has_no_tokens(void **state)
 	assert_int_equal(reuseport_cid_length(f->r, 2), -ERANGE);
 }
 
+static int compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, sizeof(struct reuseport_cid));
+}
+
+#define N_IDS 1000
+
+/* Every ID names its worker, and no nonce comes twice. */
+static void check_generated_ids(struct fixture *f, bool encrypted)
+{
+	static struct reuseport_cid cids[3][N_IDS];
+	static const uint8_t key[16] = {0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b,
+		0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b};
+	struct quic_lb_config config;
+	unsigned n_steps_of_one = 0;
+
+	assert_int_equal(quic_lb_configure(&config, 1, 6, 10, encrypted ? key : NULL), 0);
+	for (unsigned w = 0; w < 3; w++) {
+		uint64_t last = 0;
+
+		for (unsigned i = 0; i < N_IDS; i++) {
+			uint8_t server_id[6], nonce[10];
+			uint64_t counter = 0;
+
+			cids[w][i].length = 17;
+			assert_int_equal(reuseport_cid_generate(f->r, w, 1, cids[w][i].id, 20), 17);
+			assert_int_equal(cids[w][i].id[0], 1 << 5 | 16);
+			assert_int_equal(
+				quic_lb_decode(&config, cids[w][i].id, 17, server_id, nonce), 0);
+			assert_memory_equal(server_id, "\0\0\0\0\0", 5);
+			assert_int_equal(server_id[5], 100 + w);
+			assert_int_equal(nonce[3], w * 2 + 1); /* the grant's prefix */
+			for (unsigned o = 4; o < 10; o++)
+				counter = counter << 8 | nonce[o];
+			n_steps_of_one += i > 0 && counter == last + 1;
+			last = counter;
+		}
+	}
+	/* In the clear the order must not show; one step by chance is possible, all aren't. */
+	if (encrypted)
+		assert_int_equal(n_steps_of_one, 3 * (N_IDS - 1));
+	else
+		assert_in_range(n_steps_of_one, 0, 3);
+	qsort(cids, 3 * N_IDS, sizeof(cids[0][0]), compare_ids);
+	for (unsigned i = 1; i < 3 * N_IDS; i++)
+		assert_int_not_equal(compare_ids(&cids[0][i - 1], &cids[0][i]), 0);
+}
+
+static void serve_quic(struct fake *d)
+{
+	fake_welcome(d);
+	fake_register(d, 3);
+	fake_receive_end(d);
+}
+
+static void encrypted_ids_name_their_worker_and_never_repeat(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t id[20];
+
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = PROTOCOL_CID_QUIC_LB;
+	start(f, serve_quic);
+	CHECK(reuseport_register(f->r, "quic", NULL, 3, 0, WAIT_MSEC), 0);
+	assert_int_equal(reuseport_cid_length(f->r, 0), 17);
+	assert_int_equal(reuseport_cid_length(f->r, 2), -ERANGE);
+	assert_int_equal(reuseport_cid_generate(f->r, 0, 0, id, 16), -ENOBUFS);
+	assert_int_equal(reuseport_cid_generate(f->r, 3, 0, id, 20), -ERANGE);
+	assert_int_equal(reuseport_cid_generate(f->r, 0, 2, id, 20), -ERANGE);
+	check_generated_ids(f, true);
+}
+
+static void plain_ids_name_their_worker_and_show_no_order(void **state)
+{
+	struct fixture *f = *state;
+
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = PROTOCOL_CID_QUIC_LB_PLAIN;
+	start(f, serve_quic);
+	CHECK(reuseport_register(f->r, "quic", NULL, 3, 0, WAIT_MSEC), 0);
+	check_generated_ids(f, false);
+}
+
+struct generator {
+	struct reuseport *r;
+	struct reuseport_cid *cids;
+};
+
+static void *generate_ids(void *argument)
+{
+	struct generator *g = argument;
+
+	for (unsigned i = 0; i < N_IDS; i++) {
+		g->cids[i].length = 17;
+		if (reuseport_cid_generate(g->r, 0, 0, g->cids[i].id, 20) != 17)
+			return NULL;
+	}
+	return g;
+}
+
+static void threads_and_forked_children_never_make_the_same_id(void **state)
+{
+	struct fixture *f = *state;
+	struct reuseport_cid *cids;
+	const size_t size = 5 * N_IDS * sizeof(*cids);
+	struct generator generators[5];
+	pthread_t threads[4];
+	int status = -1;
+	pid_t pid;
+
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = PROTOCOL_CID_QUIC_LB;
+	start(f, serve_quic);
+	CHECK(reuseport_register(f->r, "quic", NULL, 3, 0, WAIT_MSEC), 0);
+	cids = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(cids, MAP_FAILED);
+	for (unsigned i = 0; i < 5; i++)
+		generators[i] = (struct generator){.r = f->r, .cids = cids + i * N_IDS};
+	fflush(NULL);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(generate_ids(&generators[4]) ? 0 : 1);
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(
+			pthread_create(&threads[i], NULL, generate_ids, &generators[i]), 0);
+	for (unsigned i = 0; i < 4; i++) {
+		void *result = NULL;
+
+		assert_int_equal(pthread_join(threads[i], &result), 0);
+		assert_non_null(result);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	qsort(cids, 5 * N_IDS, sizeof(*cids), compare_ids);
+	for (unsigned i = 1; i < 5 * N_IDS; i++)
+		assert_int_not_equal(compare_ids(&cids[i - 1], &cids[i]), 0);
+	munmap(cids, size);
+}
+
+static void rotate(struct fake *d, uint32_t worker, uint16_t listener, uint8_t nonce_length)
+{
+	struct protocol_keys_rotated body = {
+		.registration = htole32(d->registration),
+		.worker = htole32(worker),
+		.listener = htole16(listener),
+		.config_rotation = 2,
+		.server_id_length = 2,
+		.nonce_length = nonce_length,
+		.server_id = {0xaa, (uint8_t)worker},
+		.nonce_prefix = {9, 9, 9, 9},
+	};
+
+	fake_event(d, PROTOCOL_KEYS_ROTATED, &body, sizeof(body));
+}
+
+static void serve_rotation(struct fake *d)
+{
+	fake_welcome(d);
+	fake_register(d, 2);
+	fake_receive(d, PROTOCOL_READY);
+	for (uint32_t worker = 0; worker < 2; worker++)
+		rotate(d, worker, 1, 5);
+	rotate(d, 0, 7, 5); /* no such listener */
+	rotate(d, 0, 0, 3); /* no such nonce */
+	fake_ok(d);
+	fake_receive_end(d);
+}
+
+static void rotated_keys_are_in_effect_at_once_and_told_once(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t id[20];
+
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = PROTOCOL_CID_QUIC_LB;
+	start(f, serve_rotation);
+	CHECK(reuseport_register(f->r, "quic", NULL, 2, 0, WAIT_MSEC), 0);
+	for (unsigned i = 0; i < 300; i++)
+		assert_int_equal(reuseport_cid_generate(f->r, 1, 1, id, sizeof(id)), 17);
+	CHECK(reuseport_ready(f->r, WAIT_MSEC), 0);
+	assert_int_equal(reuseport_cid_length(f->r, 1), 8);
+	assert_int_equal(reuseport_cid_length(f->r, 0), 17);
+	/* One octet of counter, from its beginning: 256 IDs and no more. */
+	for (unsigned i = 0; i < 256; i++)
+		assert_int_equal(reuseport_cid_generate(f->r, 1, 1, id, sizeof(id)), 8);
+	assert_int_equal(id[0], 2 << 5 | 7);
+	assert_int_equal(reuseport_cid_generate(f->r, 1, 1, id, sizeof(id)), -EOVERFLOW);
+	assert_int_equal(reuseport_cid_generate(f->r, 1, 1, id, sizeof(id)), -EOVERFLOW);
+	assert_int_equal(reuseport_cid_generate(f->r, 0, 1, id, sizeof(id)), 8);
+	assert_int_equal(f->n_rotations, 0);
+	CHECK(reuseport_dispatch(f->r, 0), 1);
+	assert_int_equal(f->n_rotations, 1); /* for both workers */
+	assert_int_equal(f->rotated_listeners, 1u << 1);
+}
+
+static void grant_an_impossible_configuration(struct fake *d)
+{
+	fake_welcome(d);
+	fake_receive(d, PROTOCOL_REGISTER);
+	d->config_rotation = 7; /* means: names no server */
+	fake_grant(d, d->message.header.sequence, 0, 1);
+	fake_receive(d, PROTOCOL_UNREGISTER);
+	fake_receive_end(d);
+}
+
+static void an_impossible_configuration_is_refused(void **state)
+{
+	struct fixture *f = *state;
+
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = PROTOCOL_CID_QUIC_LB;
+	start(f, grant_an_impossible_configuration);
+	CHECK(reuseport_register(f->r, "quic", NULL, 1, 0, WAIT_MSEC), -EPROTO);
+	CHECK_ERROR("impossible connection-ID configuration for listener http");
+	assert_int_equal(count_descriptors(), f->n_descriptors + 4);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
 
 int main(void)
@@ -823,6 +1044,11 @@ int main(void)
 		TEST(registered_ids_are_sent_in_batches),
 		TEST(the_reset_token_is_the_documented_hmac),
 		TEST(a_tcp_listener_has_no_tokens),
+		TEST(encrypted_ids_name_their_worker_and_never_repeat),
+		TEST(plain_ids_name_their_worker_and_show_no_order),
+		TEST(threads_and_forked_children_never_make_the_same_id),
+		TEST(rotated_keys_are_in_effect_at_once_and_told_once),
+		TEST(an_impossible_configuration_is_refused),
 	};
 
 	unsetenv("REUSEPORT_SOCKET");
