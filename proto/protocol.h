@@ -45,8 +45,7 @@
 #define PROTOCOL_LISTENERS_MAX 64    /* listeners of one service */
 #define PROTOCOL_WORKERS_MAX 1024    /* workers of one REGISTER */
 #define PROTOCOL_CIDS_MAX 512        /* connection IDs in one CID_ADD or CID_RETIRE */
-#define PROTOCOL_CID_OCTETS 20 /* longest connection ID of QUIC version 1, RFC 9000 section 17.2 \
-				*/
+#define PROTOCOL_CID_OCTETS 20       /* longest connection ID, RFC 9000 section 17.2 */
 
 enum protocol_type {
 	/* client to daemon */
