@@ -811,7 +811,7 @@ static int compare_ids(const void *a, const void *b)
 /* Every ID names its worker, and no nonce comes twice. */
 static void check_generated_ids(struct fixture *f, bool encrypted)
 {
-	static struct reuseport_cid cids[3][N_IDS];
+	static struct reuseport_cid cids[3 * N_IDS];
 	static const uint8_t key[16] = {0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b,
 		0x2b, 0x2b, 0x2b, 0x2b, 0x2b, 0x2b};
 	struct quic_lb_config config;
@@ -824,12 +824,12 @@ static void check_generated_ids(struct fixture *f, bool encrypted)
 		for (unsigned i = 0; i < N_IDS; i++) {
 			uint8_t server_id[6], nonce[10];
 			uint64_t counter = 0;
+			struct reuseport_cid *cid = &cids[w * N_IDS + i];
 
-			cids[w][i].length = 17;
-			assert_int_equal(reuseport_cid_generate(f->r, w, 1, cids[w][i].id, 20), 17);
-			assert_int_equal(cids[w][i].id[0], 1 << 5 | 16);
-			assert_int_equal(
-				quic_lb_decode(&config, cids[w][i].id, 17, server_id, nonce), 0);
+			cid->length = 17;
+			assert_int_equal(reuseport_cid_generate(f->r, w, 1, cid->id, 20), 17);
+			assert_int_equal(cid->id[0], 1 << 5 | 16);
+			assert_int_equal(quic_lb_decode(&config, cid->id, 17, server_id, nonce), 0);
 			assert_memory_equal(server_id, "\0\0\0\0\0", 5);
 			assert_int_equal(server_id[5], 100 + w);
 			assert_int_equal(nonce[3], w * 2 + 1); /* the grant's prefix */
@@ -844,9 +844,9 @@ static void check_generated_ids(struct fixture *f, bool encrypted)
 		assert_int_equal(n_steps_of_one, 3 * (N_IDS - 1));
 	else
 		assert_in_range(n_steps_of_one, 0, 3);
-	qsort(cids, 3 * N_IDS, sizeof(cids[0][0]), compare_ids);
+	qsort(cids, 3 * N_IDS, sizeof(cids[0]), compare_ids);
 	for (unsigned i = 1; i < 3 * N_IDS; i++)
-		assert_int_not_equal(compare_ids(&cids[0][i - 1], &cids[0][i]), 0);
+		assert_int_not_equal(compare_ids(&cids[i - 1], &cids[i]), 0);
 }
 
 static void serve_quic(struct fake *d)
