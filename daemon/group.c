@@ -215,15 +215,18 @@ int group_new(struct group **ret, const struct listener_config *config, uint32_t
 	return 0;
 }
 
+void group_refuse(struct group *group)
+{
+	__atomic_store_n(&group->listener_map->standby, INDEX_NONE, __ATOMIC_RELEASE);
+	group_set_members(group, NULL, 0);
+}
+
 struct group *group_free(struct group *group)
 {
 	if (!group)
 		return NULL;
-	if (group->listener_map) {
-		group->listener_map->standby = INDEX_NONE;
-		group->listener_map->tables[group->listener_map->current & 1].n_active = 0;
+	if (group->listener_map)
 		munmap(group->listener_map, sizeof(struct listener_map));
-	}
 	if (group->flows)
 		munmap(group->flows, group->n_flow_sets * sizeof(struct flow_set));
 	close_fd(&group->standby);

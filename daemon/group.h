@@ -51,7 +51,9 @@ struct group {
  */
 int group_new(struct group **ret, const struct listener_config *config, uint32_t number, int ring,
 	char **ret_error);
-/* Refuses new connections from now on and lets go; workers' sockets live on. NULL is allowed. */
+/* The listener is closed: new connections are refused from now on, workers keep those they have. */
+void group_refuse(struct group *group);
+/* Lets go. The program, its maps and the workers' sockets live on as they are. NULL is allowed. */
 struct group *group_free(struct group *group);
 
 /*

@@ -162,6 +162,7 @@ void service_commit(struct service *service, struct service_config *config, stru
 		log_info("%s: listener %s (%s://%s) closed", config->name, listener->config->name,
 			transport_name(listener->config->transport),
 			listener->config->address_text);
+		group_refuse(listener->group);
 		service->listeners[i] = listener_free(listener);
 		forget_listener_bit(service, i);
 	}
@@ -223,8 +224,10 @@ void service_remove(struct service *service)
 {
 	service->removed = true;
 	for (size_t i = 0; i < service->n_listeners; i++)
-		if (service->listeners[i])
+		if (service->listeners[i]) {
+			group_refuse(service->listeners[i]->group);
 			service->listeners[i] = listener_free(service->listeners[i]);
+		}
 	log_info("%s: removed from the configuration", service->config->name);
 	for (struct registration *r = service->registrations, *next; r; r = next) {
 		next = r->next;
