@@ -62,6 +62,7 @@ struct run {
 	int server_pidfd;
 	pid_t server_pid;
 	sigset_t original_mask;
+	bool arguments_wrong; /* and already said so */
 	bool executed;
 	bool ready_done;
 	bool stopping;
@@ -73,12 +74,13 @@ static void complain(const char *format, ...) _printf_(1, 2);
 static void complain(const char *format, ...)
 {
 	va_list arguments;
+	char text[1024];
 
-	fputs("reuseport-run: ", stderr);
+	/* One write: launchers often share a terminal or a log. */
 	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
+	vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);
-	fputc('\n', stderr);
+	dprintf(STDERR_FILENO, "reuseport-run: %s\n", text);
 }
 
 static uint64_t now_usec(void)
@@ -148,7 +150,11 @@ static int resolve(const struct run *run, const char *text, size_t length)
 	}
 	listener = find_listener(run, text, name_length);
 	if (listener < 0) {
-		complain("{fd:%.*s}: the service has no listener of that name", (int)length, text);
+		complain("{fd:%.*s}: the service has no listener of that name; it has:",
+			(int)length, text);
+		for (unsigned i = 0; i < reuseport_n_listeners(run->context); i++)
+			complain("  %s (%s)", reuseport_listener_name(run->context, i),
+				reuseport_listener_address(run->context, i));
 		return -EINVAL;
 	}
 	return passed_fd(run, (unsigned)worker, (unsigned)listener);
@@ -367,8 +373,10 @@ static int start_server(struct reuseport *context, void *user_data)
 	pid_t pid;
 
 	result = expand_arguments(run, &arguments);
-	if (result < 0)
+	if (result < 0) {
+		run->arguments_wrong = result == -EINVAL;
 		return result;
+	}
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return -errno;
 	run->start_fd = pair[0];
@@ -688,7 +696,8 @@ static int launch(struct run *run)
 	result = reuseport_register_for(run->context, run->service, run->instance, run->n_workers,
 		run->weight, REGISTER_MSEC, start_server, run);
 	if (result < 0) {
-		complain("%s", reuseport_error(run->context));
+		if (!run->arguments_wrong)
+			complain("%s", reuseport_error(run->context));
 		abandon_server(run);
 		return EXIT_LAUNCHER;
 	}
