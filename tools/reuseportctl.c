@@ -10,6 +10,7 @@
 
 #include "common/util.h"
 #include "tools/ctl.h"
+#include "tools/offline.h"
 
 #define DEFAULT_SOCKET "/run/reuseportd/control.sock"
 
@@ -43,6 +44,14 @@ static void print_help(void)
 	     "  undrain WORKER               Make a draining worker active again\n"
 	     "  weight WORKER N              Its share of new connections, 1 to 1000\n"
 	     "  reload                       Read the configuration again\n\n"
+	     "Commands that need no daemon, always JSON:\n"
+	     "  explain --offline --packet HEX [--cid-length N]\n"
+	     "                               What a QUIC packet is\n"
+	     "  explain --offline --cid HEX --config-rotation N --server-id-length N\n"
+	     "          --nonce-length N [--key HEX]\n"
+	     "                               Which server a connection ID names\n"
+	     "  make-cid --config-rotation N --server-id HEX --nonce HEX [--key HEX] [--no-length]\n"
+	     "                               Make a connection ID\n\n"
 	     "WORKER is a slot number or an instance; or name it with one of\n"
 	     "  --instance NAME              All workers of this instance\n"
 	     "  --service NAME               All workers of this service (narrows the others)\n\n"
@@ -333,6 +342,12 @@ int main(int argc, char **argv)
 	result = parse(&options, argc, argv, "+h");
 	argc -= optind;
 	argv += optind;
+	if (result == CTL_OK && argc > 0 && !options.help && !options.version) {
+		if (strcmp(argv[0], "explain") == 0)
+			return offline_explain(argc, argv);
+		if (strcmp(argv[0], "make-cid") == 0)
+			return offline_make_cid(argc, argv);
+	}
 	if (result == CTL_OK && argc > 0) {
 		/* The command's place is the program's name for getopt, for its messages. */
 		name = argv[0];
