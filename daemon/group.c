@@ -168,7 +168,8 @@ static char *explain(const struct listener_config *config, const char *step, int
 	char *text = NULL;
 
 	if (error == -EADDRINUSE)
-		hint = " (another process has the address; see ss -lntup)";
+		hint = " (another process has the address, or workers of an earlier reuseportd "
+		       "have it and go on serving it: see ss -lntup)";
 	else if (error == -EACCES && strcmp(step, "bind") == 0)
 		hint = " (a port below 1024 needs CAP_NET_BIND_SERVICE)";
 	else if (error == -EPERM)
@@ -194,6 +195,8 @@ int group_new(struct group **ret, const struct listener_config *config, uint32_t
 	group->sink = group->standby = -1;
 	group->standby_index = INDEX_NONE;
 	result = load(group, config, number, ring);
+	if (result >= 0)
+		result = socket_probe(config, &step);
 	if (result >= 0)
 		result = make_sink(group, config, &step);
 	if (result >= 0) {
