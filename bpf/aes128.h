@@ -136,14 +136,10 @@ struct aes128_key {
 
 #define AES128_TABLE static const __attribute__((unused, aligned(64)))
 
-AES128_TABLE __u32 aes128_e0[256] = {AES128_S(AES128_E0)};
-AES128_TABLE __u32 aes128_e1[256] = {AES128_S(AES128_E1)};
-AES128_TABLE __u32 aes128_e2[256] = {AES128_S(AES128_E2)};
-AES128_TABLE __u32 aes128_e3[256] = {AES128_S(AES128_E3)};
-AES128_TABLE __u32 aes128_d0[256] = {AES128_INVERSE_S(AES128_D0)};
-AES128_TABLE __u32 aes128_d1[256] = {AES128_INVERSE_S(AES128_D1)};
-AES128_TABLE __u32 aes128_d2[256] = {AES128_INVERSE_S(AES128_D2)};
-AES128_TABLE __u32 aes128_d3[256] = {AES128_INVERSE_S(AES128_D3)};
+AES128_TABLE __u32 aes128_e[4][256] = {
+	{AES128_S(AES128_E0)}, {AES128_S(AES128_E1)}, {AES128_S(AES128_E2)}, {AES128_S(AES128_E3)}};
+AES128_TABLE __u32 aes128_d[4][256] = {{AES128_INVERSE_S(AES128_D0)}, {AES128_INVERSE_S(AES128_D1)},
+	{AES128_INVERSE_S(AES128_D2)}, {AES128_INVERSE_S(AES128_D3)}};
 AES128_TABLE __u8 aes128_s[256] = {AES128_S(AES128_OCTET)};
 AES128_TABLE __u8 aes128_inverse_s[256] = {AES128_INVERSE_S(AES128_OCTET)};
 
@@ -161,19 +157,22 @@ AES128_TABLE __u8 aes128_inverse_s[256] = {AES128_INVERSE_S(AES128_OCTET)};
  * keeps fewer.
  */
 #ifdef __bpf__
+/* Makes the compiler hold an address in a register, instead of loading 64 bits for each use. */
+#define AES128_HOLD(address) asm volatile("" : "+r"(address))
 #define AES128_CHECKPOINT() asm volatile("goto +0\n\tgoto +0")
 #else
+#define AES128_HOLD(address) ((void)0)
 #define AES128_CHECKPOINT() ((void)0)
 #endif
 
-static __always_inline void aes128_encrypt_round(
-	union aes128_block *out, const union aes128_block *in, const __u32 *round_key)
+static __always_inline void aes128_encrypt_round(union aes128_block *out,
+	const union aes128_block *in, const __u32 *round_key, const __u32 *table)
 {
-#define AES128_COLUMN(c)                                                                  \
-	(*(volatile __u32 *)&out->word[c] = AES128_LOOK_UP(aes128_e0, in, 4 * (c)) ^      \
-					    AES128_LOOK_UP(aes128_e1, in, 4 * (c) + 5) ^  \
-					    AES128_LOOK_UP(aes128_e2, in, 4 * (c) + 10) ^ \
-					    AES128_LOOK_UP(aes128_e3, in, 4 * (c) + 15) ^ \
+#define AES128_COLUMN(c)                                                                        \
+	(*(volatile __u32 *)&out->word[c] = AES128_LOOK_UP(table + 256 * 0, in, 4 * (c)) ^      \
+					    AES128_LOOK_UP(table + 256 * 1, in, 4 * (c) + 5) ^  \
+					    AES128_LOOK_UP(table + 256 * 2, in, 4 * (c) + 10) ^ \
+					    AES128_LOOK_UP(table + 256 * 3, in, 4 * (c) + 15) ^ \
 					    round_key[c])
 	AES128_COLUMN(0);
 	AES128_CHECKPOINT();
@@ -186,14 +185,14 @@ static __always_inline void aes128_encrypt_round(
 #undef AES128_COLUMN
 }
 
-static __always_inline void aes128_decrypt_round(
-	union aes128_block *out, const union aes128_block *in, const __u32 *round_key)
+static __always_inline void aes128_decrypt_round(union aes128_block *out,
+	const union aes128_block *in, const __u32 *round_key, const __u32 *table)
 {
-#define AES128_COLUMN(c)                                                                  \
-	(*(volatile __u32 *)&out->word[c] = AES128_LOOK_UP(aes128_d0, in, 4 * (c)) ^      \
-					    AES128_LOOK_UP(aes128_d1, in, 4 * (c) + 13) ^ \
-					    AES128_LOOK_UP(aes128_d2, in, 4 * (c) + 10) ^ \
-					    AES128_LOOK_UP(aes128_d3, in, 4 * (c) + 7) ^  \
+#define AES128_COLUMN(c)                                                                        \
+	(*(volatile __u32 *)&out->word[c] = AES128_LOOK_UP(table + 256 * 0, in, 4 * (c)) ^      \
+					    AES128_LOOK_UP(table + 256 * 1, in, 4 * (c) + 13) ^ \
+					    AES128_LOOK_UP(table + 256 * 2, in, 4 * (c) + 10) ^ \
+					    AES128_LOOK_UP(table + 256 * 3, in, 4 * (c) + 7) ^  \
 					    round_key[c])
 	AES128_COLUMN(0);
 	AES128_CHECKPOINT();
@@ -226,18 +225,19 @@ static __always_inline void aes128_add_key(union aes128_block *block, const __u3
 static __always_inline void aes128_encrypt(
 	const struct aes128_key *key, union aes128_block *block, union aes128_block *scratch)
 {
-	const __u32 *round_key = key->encrypt;
+	const __u32 *round_key = key->encrypt, *table = aes128_e[0];
 
+	AES128_HOLD(table);
 	aes128_add_key(block, round_key);
-	aes128_encrypt_round(scratch, block, round_key + 4);
-	aes128_encrypt_round(block, scratch, round_key + 8);
-	aes128_encrypt_round(scratch, block, round_key + 12);
-	aes128_encrypt_round(block, scratch, round_key + 16);
-	aes128_encrypt_round(scratch, block, round_key + 20);
-	aes128_encrypt_round(block, scratch, round_key + 24);
-	aes128_encrypt_round(scratch, block, round_key + 28);
-	aes128_encrypt_round(block, scratch, round_key + 32);
-	aes128_encrypt_round(scratch, block, round_key + 36);
+	aes128_encrypt_round(scratch, block, round_key + 4, table);
+	aes128_encrypt_round(block, scratch, round_key + 8, table);
+	aes128_encrypt_round(scratch, block, round_key + 12, table);
+	aes128_encrypt_round(block, scratch, round_key + 16, table);
+	aes128_encrypt_round(scratch, block, round_key + 20, table);
+	aes128_encrypt_round(block, scratch, round_key + 24, table);
+	aes128_encrypt_round(scratch, block, round_key + 28, table);
+	aes128_encrypt_round(block, scratch, round_key + 32, table);
+	aes128_encrypt_round(scratch, block, round_key + 36, table);
 	round_key += 40;
 	AES128_LAST_COLUMN(block, scratch, aes128_s, 0, 5, 10, 15, round_key);
 	AES128_CHECKPOINT();
@@ -253,18 +253,19 @@ static __always_inline void aes128_encrypt(
 static __always_inline void aes128_decrypt(
 	const struct aes128_key *key, union aes128_block *block, union aes128_block *scratch)
 {
-	const __u32 *round_key = key->decrypt;
+	const __u32 *round_key = key->decrypt, *table = aes128_d[0];
 
+	AES128_HOLD(table);
 	aes128_add_key(block, round_key);
-	aes128_decrypt_round(scratch, block, round_key + 4);
-	aes128_decrypt_round(block, scratch, round_key + 8);
-	aes128_decrypt_round(scratch, block, round_key + 12);
-	aes128_decrypt_round(block, scratch, round_key + 16);
-	aes128_decrypt_round(scratch, block, round_key + 20);
-	aes128_decrypt_round(block, scratch, round_key + 24);
-	aes128_decrypt_round(scratch, block, round_key + 28);
-	aes128_decrypt_round(block, scratch, round_key + 32);
-	aes128_decrypt_round(scratch, block, round_key + 36);
+	aes128_decrypt_round(scratch, block, round_key + 4, table);
+	aes128_decrypt_round(block, scratch, round_key + 8, table);
+	aes128_decrypt_round(scratch, block, round_key + 12, table);
+	aes128_decrypt_round(block, scratch, round_key + 16, table);
+	aes128_decrypt_round(scratch, block, round_key + 20, table);
+	aes128_decrypt_round(block, scratch, round_key + 24, table);
+	aes128_decrypt_round(scratch, block, round_key + 28, table);
+	aes128_decrypt_round(block, scratch, round_key + 32, table);
+	aes128_decrypt_round(scratch, block, round_key + 36, table);
 	round_key += 40;
 	AES128_LAST_COLUMN(block, scratch, aes128_inverse_s, 0, 13, 10, 7, round_key);
 	AES128_CHECKPOINT();
@@ -305,10 +306,10 @@ static inline void aes128_expand_key(struct aes128_key *key, const __u8 octets[A
 		/* Rounds in reverse, columns in order; InvMixColumns on all but first and last. */
 		last.word[0] = key->encrypt[40 - i / 4 * 4 + i % 4];
 		if (i >= 4 && i < 40)
-			last.word[0] = aes128_d0[aes128_s[last.octet[0]]] ^
-				       aes128_d1[aes128_s[last.octet[1]]] ^
-				       aes128_d2[aes128_s[last.octet[2]]] ^
-				       aes128_d3[aes128_s[last.octet[3]]];
+			last.word[0] = aes128_d[0][aes128_s[last.octet[0]]] ^
+				       aes128_d[1][aes128_s[last.octet[1]]] ^
+				       aes128_d[2][aes128_s[last.octet[2]]] ^
+				       aes128_d[3][aes128_s[last.octet[3]]];
 		key->decrypt[i] = last.word[0];
 	}
 }
