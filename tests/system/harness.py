@@ -247,6 +247,9 @@ class Daemon:
             cwd="/")
         try:
             self.notify.wait("READY=1", self.process)
+            # It says so after the notification is out and its socket closed: nothing of the start
+            # is left to change the count of its descriptors.
+            poll_until(lambda: "is ready in" in self.process.output(), "the daemon says so too")
         except BaseException:
             self.cleanup()
             raise
@@ -301,6 +304,18 @@ class Daemon:
 
     def n_descriptors(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def n_descriptors_alone(self):
+        """How many it has without any client, told from how many a client more costs."""
+        with self.control() as first:
+            first.call("Status")
+            one = self.n_descriptors()
+            with self.control() as second:
+                second.call("Status")
+                two = self.n_descriptors()
+        alone = one - (two - one)
+        poll_until(lambda: self.n_descriptors() == alone, f"{alone} descriptors without a client")
+        return alone
 
     def alive(self):
         return self.process.returncode is None
