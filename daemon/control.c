@@ -19,6 +19,8 @@
 #define CALL_OCTETS (1024 * 1024)
 #define REPLY_OCTETS (8 * 1024 * 1024)
 
+#define ACCEPT_TURNS 50 /* in 100 ms, of 16 connections each */
+
 #define INTERFACE "io.reuseport.Control"
 
 static const char varlink_service_interface[] =
@@ -334,6 +336,11 @@ int control_new(struct control **ret, sd_event *event, int socket,
 	control->status_group = control->admin_group = (gid_t)-1;
 	control->max_connections = 512;
 	result = sd_event_add_io(event, &control->source, socket, EPOLLIN, on_connection, control);
+	/* Without a free descriptor accept4() leaves the connection waiting, and the loop would
+	 * spin. */
+	if (result >= 0)
+		result = sd_event_source_set_ratelimit(
+			control->source, 100 * USEC_PER_MSEC, ACCEPT_TURNS);
 	if (result < 0) {
 		control_free(control);
 		return result;
