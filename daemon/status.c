@@ -83,6 +83,29 @@ static const char *string_parameter(const json_t *parameters, const char *name)
 	return json_string_value(json_object_get(parameters, name));
 }
 
+/*
+ * A parameter of the wrong type must not count as absent: a worker's number given as a string would
+ * leave its whole service named.
+ */
+static int check_types(const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	static const struct {
+		const char *name;
+		json_type type;
+	} types[] = {{"worker", JSON_INTEGER}, {"instance", JSON_STRING}, {"service", JSON_STRING}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
+		const json_t *value = json_object_get(parameters, types[i].name);
+
+		if (!value || json_is_null(value) || json_typeof(value) == types[i].type)
+			continue;
+		*ret_error = "org.varlink.service.InvalidParameter";
+		*ret = json_pack("{s:s}", "parameter", types[i].name);
+		return -EINVAL;
+	}
+	return 0;
+}
+
 static int no_service(const char *name, json_t **ret, const char **ret_error)
 {
 	*ret_error = ERROR_NO_SERVICE;
@@ -96,9 +119,13 @@ static int method_status(
 	struct manager *manager = user_data;
 	const char *name = string_parameter(parameters, "service");
 	_cleanup_free_ struct service **sorted = NULL;
-	json_t *services = json_array();
+	json_t *services;
 	size_t n = 0;
+	int result = check_types(parameters, ret, ret_error);
 
+	if (result < 0)
+		return result;
+	services = json_array();
 	if (name && !manager_find_service(manager, name)) {
 		json_decref(services);
 		return no_service(name, ret, ret_error);
@@ -135,7 +162,10 @@ static int for_each_named(struct manager *manager, const json_t *parameters,
 	const char *instance = string_parameter(parameters, "instance");
 	const char *service = string_parameter(parameters, "service");
 	unsigned n = 0, found = 0;
+	int result = check_types(parameters, ret, ret_error);
 
+	if (result < 0)
+		return result;
 	if (!json_is_integer(slot) && !instance && !service) {
 		*ret_error = "org.varlink.service.InvalidParameter";
 		*ret = json_pack("{s:s}", "parameter", "worker");
@@ -157,7 +187,9 @@ static int for_each_named(struct manager *manager, const json_t *parameters,
 	if (!found) {
 		*ret_error = ERROR_NO_WORKER;
 		*ret = json_is_integer(slot)
-			       ? json_pack("{s:O}", "worker", slot)
+			       ? json_pack("{s:o}", "worker",
+					 json_sprintf(
+						 "%" JSON_INTEGER_FORMAT, json_integer_value(slot)))
 			       : json_pack("{s:s}", "worker", instance ? instance : service);
 		return -ENOENT;
 	}
