@@ -21,11 +21,9 @@
 /* Octets that the steering parser reads: 1 + 4 + 1 and a connection ID of 20, rounded up. */
 #define QUIC_WINDOW 32
 
-#define QUIC_VERSION_1 0x00000001u /* RFC 9000 */
-#define QUIC_VERSION_2 0x6b3343cfu /* RFC 9369 */
-#define QUIC_VERSION_DRAFT_29                                              \
-	0xff00001du /* draft-ietf-quic-transport-29, types as in version 1 \
-		     */
+#define QUIC_VERSION_1 0x00000001u        /* RFC 9000 */
+#define QUIC_VERSION_2 0x6b3343cfu        /* RFC 9369 */
+#define QUIC_VERSION_DRAFT_29 0xff00001du /* its packet types are those of version 1 */
 
 enum quic_kind {
 	QUIC_INVALID, /* the destination connection ID is not all there */
