@@ -346,7 +346,9 @@ static int handle_registration(struct client *client, uint16_t type)
 	uint32_t id = le32toh(client->message.registration.registration);
 	uint32_t sequence = client->message.header.sequence;
 
-	if (!registration || registration->id != id || !registration->acked)
+	/* What is unfinished can be given back; nothing else can be done with it. */
+	if (!registration || registration->id != id ||
+		(!registration->acked && type != PROTOCOL_UNREGISTER))
 		return refuse(client, EINVAL,
 			"%s: registration %u is not this connection's, or its "
 			"last GRANT is unacknowledged",
