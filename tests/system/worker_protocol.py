@@ -4,6 +4,7 @@ The worker protocol of proto/protocol.h in plain Python, so that a test decides 
 and every descriptor itself, also about those that a correct client would never send.
 """
 import array
+import errno
 import os
 import socket
 import struct
@@ -18,6 +19,8 @@ DRAIN_REQUESTED, KEYS_ROTATED, GOODBYE = 128, 129, 130
 
 DRAIN_OPERATOR, DRAIN_REPLACED, DRAIN_RELOAD, DRAIN_SHUTDOWN = 1, 2, 3, 4
 ACK_PROCESS = 1
+
+SO_PEERPIDFD = 77  # Linux 6.5
 
 HEADER_FORMAT = struct.Struct("<IHHIIHHI")
 HELLO_FORMAT = struct.Struct("<HHI")
@@ -136,9 +139,27 @@ class Connection:
         assert kind >= 128 and sequence == 0
         return kind, body
 
-    def hello(self, version_min=VERSION, version_max=VERSION, descriptors=()):
-        kind, body, _ = self.request(
-            HELLO, HELLO_FORMAT.pack(version_min, version_max, 0), descriptors)
+    def peer_has_pidfd(self):
+        try:
+            pidfd = self.socket.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+        except OSError as error:
+            if error.errno == errno.ENOPROTOOPT:
+                return False
+            raise
+        os.close(pidfd)
+        return True
+
+    def hello(self, version_min=VERSION, version_max=VERSION, pidfd=False):
+        """pidfd: brings one of this process, as always where the kernel can't tell the daemon."""
+        request = HELLO_FORMAT.pack(version_min, version_max, 0)
+        if pidfd or not self.peer_has_pidfd():
+            own = os.pidfd_open(os.getpid())
+            try:
+                kind, body, _ = self.request(HELLO, request, (own,))
+            finally:
+                os.close(own)
+        else:
+            kind, body, _ = self.request(HELLO, request)
         assert kind == WELCOME
         version, reserved, message_max, workers_max, answer_msec, flags, daemon_version = \
             WELCOME_FORMAT.unpack(body)
@@ -174,14 +195,7 @@ class Worker:
         self.slots = []
         self.registration = None
         try:
-            if pidfd:
-                own = os.pidfd_open(os.getpid())
-                try:
-                    self.connection.hello(descriptors=(own,))
-                finally:
-                    os.close(own)
-            else:
-                self.connection.hello()
+            self.connection.hello(pidfd=pidfd)
             self.register(service, instance, n_workers, weight)
             if ready:
                 self.ready()
