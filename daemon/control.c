@@ -19,7 +19,7 @@
 #define CALL_OCTETS (1024 * 1024)
 #define REPLY_OCTETS (8 * 1024 * 1024)
 
-#define ACCEPT_TURNS 50 /* in 100 ms, of 16 connections each */
+#define ACCEPT_TURNS 500 /* in 100 ms, of 16 connections each */
 
 #define INTERFACE "io.reuseport.Control"
 
