@@ -409,13 +409,11 @@ static void readiness_may_come_by_time(void **state)
 /* Signals */
 
 #define CATCH(signal) "trap 'echo got " #signal "' " #signal "; "
-#define SERVER       \
-	CATCH(HUP)   \
-	CATCH(QUIT)  \
-	CATCH(USR1)  \
-	CATCH(USR2)  \
-	CATCH(WINCH) \
-	CATCH(INT) "trap 'echo got TERM; exit 9' TERM; echo up; while :; do sleep 0.05; done"
+/* clang-format off */
+#define SERVER                                                                                     \
+	CATCH(HUP) CATCH(QUIT) CATCH(USR1) CATCH(USR2) CATCH(WINCH) CATCH(INT)                     \
+	"trap 'echo got TERM; exit 9' TERM; echo up; while :; do sleep 0.05; done"
+/* clang-format on */
 
 static void signals_are_the_servers(void **state)
 {
