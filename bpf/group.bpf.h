@@ -136,14 +136,22 @@ static __always_inline __u32 select_fallback(struct sk_reuseport_md *ctx, __u32 
 	return INDEX_NONE;
 }
 
+enum arrival {
+	ARRIVAL_NEW,   /* opens a connection or flow */
+	ARRIVAL_MOVED, /* comes from a socket that closed */
+	ARRIVAL_STRAY, /* neither, and still somebody must answer it */
+};
+
 /*
- * The rare one is counted by an atomic addition so that the compiler keeps two paths with a
+ * The rare ones are counted by an atomic addition so that the compiler keeps two paths with a
  * constant offset each: without CAP_PERFMON the verifier refuses an addition to a pointer whose
  * operand depends on the path taken.
  */
-static __always_inline void count_new(struct group_counters *counters, bool migrating)
+static __always_inline void count_new(struct group_counters *counters, enum arrival arrival)
 {
-	if (migrating)
+	if (arrival == ARRIVAL_STRAY)
+		return; /* counted by who found it */
+	if (arrival == ARRIVAL_MOVED)
 		__sync_fetch_and_add(&counters->verdict[VERDICT_MIGRATED], 1);
 	else
 		counters->verdict[VERDICT_LISTENER]++;
@@ -153,8 +161,8 @@ static __always_inline void count_new(struct group_counters *counters, bool migr
  * A new connection or one that moves: listener map, else other active workers, else the standby.
  * Returns the slot that took it, INDEX_STANDBY for the standby, INDEX_NONE for nobody.
  */
-static __always_inline __u32 select_new(
-	struct sk_reuseport_md *ctx, __u32 hash, struct group_counters *counters, bool migrating)
+static __always_inline __u32 select_new(struct sk_reuseport_md *ctx, __u32 hash,
+	struct group_counters *counters, enum arrival arrival)
 {
 	const struct listener_table *table = &listener_map.tables[listener_map.current & 1];
 	__u32 slot, standby;
@@ -162,15 +170,15 @@ static __always_inline __u32 select_new(
 	if (table->n_active) {
 		slot = table_slot(table, hash);
 		if (select_index(ctx, slot) == 0) {
-			count_new(counters, migrating);
-			count_slot(slot, true);
+			count_new(counters, arrival);
+			count_slot(slot, arrival != ARRIVAL_STRAY);
 			return slot;
 		}
 		report_empty(slot);
 		slot = select_fallback(ctx, hash);
 		if (slot < SLOT_COUNT) {
 			counters->verdict[VERDICT_FALLBACK]++;
-			count_slot(slot, true);
+			count_slot(slot, arrival != ARRIVAL_STRAY);
 			return slot;
 		}
 	}
@@ -179,7 +187,8 @@ static __always_inline __u32 select_new(
 		counters->verdict[VERDICT_STANDBY]++;
 		return INDEX_STANDBY;
 	}
-	counters->verdict[VERDICT_DROPPED]++;
+	__sync_fetch_and_add(
+		&counters->verdict[VERDICT_DROPPED], 1); /* atomic: as in count_new() */
 	return INDEX_NONE;
 }
 

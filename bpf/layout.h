@@ -58,6 +58,7 @@ enum verdict {
 	VERDICT_FALLBACK, /* the chosen socket was gone, another active worker got it */
 	VERDICT_MIGRATED, /* TCP connection taken over from a socket that closed */
 	VERDICT_STANDBY,  /* nobody active: the standby holds it */
+	VERDICT_STRAY,    /* TCP segment that opens nothing: SYN cookie's ACK, late RST */
 	VERDICT_DROPPED,  /* refused: no worker and no standby */
 	VERDICT_COUNT,
 };

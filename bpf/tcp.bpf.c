@@ -6,6 +6,21 @@
  */
 #include "group.bpf.h"
 
+#define TCP_FLAGS_OFFSET 13
+#define TCP_SYN 0x02
+#define TCP_ACK 0x10
+
+/* SYN without ACK; data begins at the TCP header, which the kernel has made linear before it asks.
+ */
+static __always_inline bool opens_connection(const struct sk_reuseport_md *ctx)
+{
+	const __u8 *header = ctx->data;
+
+	if (header + TCP_FLAGS_OFFSET + 1 > (const __u8 *)ctx->data_end)
+		return false;
+	return (header[TCP_FLAGS_OFFSET] & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 SEC("sk_reuseport/migrate")
 int tcp_select(struct sk_reuseport_md *ctx)
 {
@@ -13,7 +28,12 @@ int tcp_select(struct sk_reuseport_md *ctx)
 
 	if (!counters)
 		return SK_DROP;
-	return verdict_of(select_new(ctx, ctx->hash, counters, ctx->migrating_sk != NULL));
+	if (ctx->migrating_sk)
+		return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_MOVED));
+	if (opens_connection(ctx))
+		return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_NEW));
+	counters->verdict[VERDICT_STRAY]++;
+	return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_STRAY));
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

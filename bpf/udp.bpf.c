@@ -77,7 +77,7 @@ int udp_select(struct sk_reuseport_md *ctx)
 			return SK_PASS;
 		}
 	}
-	slot = select_new(ctx, hash, counters, false);
+	slot = select_new(ctx, hash, counters, ARRIVAL_NEW);
 	if (slot < SLOT_COUNT && way < FLOW_WAYS)
 		set->word[way] = flow_word(tag, slot, now);
 	return verdict_of(slot);
