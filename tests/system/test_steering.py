@@ -230,3 +230,23 @@ def test_killed_daemon_leaves_traffic_as_it_was(start_daemon):
     listeners = [next(s for s in worker.sockets[0].values() if s.type == socket.SOCK_STREAM)
                  for worker in workers]
     assert min(accept_shares(listeners, ADDRESS)) >= 50
+
+
+def test_connections_are_counted_once_each_and_resets_not_at_all(start_daemon):
+    daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}")
+    workers = [daemon.worker(instance=f"w{i}") for i in range(2)]
+    count = {worker.slot: 0 for worker in workers}
+    for round_number in range(50):
+        client = harness.tcp_client(("127.0.0.1", PORT))
+        worker = harness.wait_readable(workers, harness.DEADLINE)[0]
+        connection, _ = worker.socket.accept()
+        count[worker.slot] += 1
+        # Closed with data unread: a reset, and then segments that find no connection.
+        client.send(b"unread")
+        harness.wait_readable([connection], harness.DEADLINE)
+        connection.close()
+        client.close()
+    status = daemon.status()["services"][0]
+    assert {w["slot"]: w["new_connections"] for w in status["workers"]} == count
+    assert status["listeners"][0]["new_connections"] == 50
+    assert status["listeners"][0]["fallback"] == status["listeners"][0]["dropped"] == 0
