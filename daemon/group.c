@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 
 #include "common/util.h"
+#include "daemon/sockdiag.h"
 #include "daemon/socket.h"
 #include "tcp.skel.h"
 #include "udp.skel.h"
@@ -195,8 +196,12 @@ int group_new(struct group **ret, const struct listener_config *config, uint32_t
 	group->sink = group->standby = -1;
 	group->standby_index = INDEX_NONE;
 	result = load(group, config, number, ring);
-	if (result >= 0)
-		result = socket_probe(config, &step);
+	/* Members of a group that an earlier daemon left would lose their traffic to our program.
+	 */
+	if (result >= 0 && sockdiag_is_bound(config) > 0) {
+		step = "bind";
+		result = -EADDRINUSE;
+	}
 	if (result >= 0)
 		result = make_sink(group, config, &step);
 	if (result >= 0) {

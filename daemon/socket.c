@@ -62,7 +62,7 @@ static int set_options(int fd, const struct listener_config *config, const char 
 	return 0;
 }
 
-static int open_and_bind(const struct listener_config *config, bool shared, const char **ret_step)
+int socket_new(const struct listener_config *config, const char **ret_step)
 {
 	bool tcp = config->transport == TRANSPORT_TCP;
 	_cleanup_close_ int fd = -1;
@@ -75,31 +75,15 @@ static int open_and_bind(const struct listener_config *config, bool shared, cons
 		return -errno;
 	}
 	result = set_options(fd, config, ret_step);
-	if (result >= 0 && !shared)
-		result = set_number(fd, SOL_SOCKET, SO_REUSEPORT, 0);
 	if (result < 0)
 		return result;
 	if (bind(fd, (const struct sockaddr *)&config->address, config->address_length) < 0) {
 		*ret_step = "bind";
 		return -errno;
 	}
-	return take_fd(&fd);
-}
-
-int socket_new(const struct listener_config *config, const char **ret_step)
-{
-	_cleanup_close_ int fd = open_and_bind(config, true, ret_step);
-
-	if (fd >= 0 && config->transport == TRANSPORT_TCP && listen(fd, config->backlog) < 0) {
+	if (tcp && listen(fd, config->backlog) < 0) {
 		*ret_step = "listen";
 		return -errno;
 	}
 	return take_fd(&fd);
-}
-
-int socket_probe(const struct listener_config *config, const char **ret_step)
-{
-	_cleanup_close_ int fd = open_and_bind(config, false, ret_step);
-
-	return fd < 0 ? fd : 0;
 }

@@ -12,10 +12,3 @@
  * name of what failed ("bind", "setsockopt SO_MARK").
  */
 int socket_new(const struct listener_config *config, const char **ret_step);
-
-/*
- * Whether the address is free of every socket, members of a group left by an earlier daemon
- * included: a new program would take their traffic away from them. 0, or as socket_new();
- * -EADDRINUSE: it isn't.
- */
-int socket_probe(const struct listener_config *config, const char **ret_step);

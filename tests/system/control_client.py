@@ -17,8 +17,10 @@ class ControlError(Exception):
 class Control:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.socket.settimeout(TIMEOUT)
+        # Without a time-out, so that it waits while the daemon's queue is full instead of failing
+        # with EAGAIN; the alarm of the test bounds it.
         self.socket.connect(path)
+        self.socket.settimeout(TIMEOUT)
         self.received = b""
 
     def close(self):

@@ -230,6 +230,31 @@ def test_killed_daemon_leaves_traffic_as_it_was(start_daemon):
     listeners = [next(s for s in worker.sockets[0].values() if s.type == socket.SOCK_STREAM)
                  for worker in workers]
     assert min(accept_shares(listeners, ADDRESS)) >= 50
+    # Another daemon can't know these workers: it leaves the address to them, and says so.
+    another = harness.run(harness.REUSEPORTD, "--listen", f"web=tcp://127.0.0.1:{PORT}",
+                          "--runtime-directory", daemon.runtime, "--user", harness.USER,
+                          check=False)
+    assert another.returncode == 1
+    assert f"cannot open tcp://127.0.0.1:{PORT}: bind: Address already in use" in another.stderr
+    assert "workers of an earlier reuseportd" in another.stderr
+    assert min(accept_shares(listeners, ADDRESS)) >= 50
+
+
+def test_specific_address_has_its_own_group_beside_the_wildcard(start_daemon, configuration):
+    configuration.service("web", f"""[Service]
+AllowUser=root
+[Listener any]
+ListenStream=0.0.0.0:{PORT}
+[Listener one]
+ListenStream=127.0.0.1:{PORT}
+""")
+    daemon = start_daemon("--config", configuration.directory)
+    worker = daemon.worker()
+    for name, host in [("one", "127.0.0.1"), ("any", "127.0.0.2")]:
+        with harness.tcp_client((host, PORT)):
+            connection, _ = worker.sockets[0][name].accept()
+            assert connection.getsockname() == (host, PORT)
+            connection.close()
 
 
 def test_connections_are_counted_once_each_and_resets_not_at_all(start_daemon):
