@@ -365,7 +365,7 @@ static void forget_waiting(struct group *group, const struct listener_config *co
 		group->waiting[i] = 0;
 	if (config->transport != TRANSPORT_TCP)
 		group_read_counters(group, verdicts);
-	group->expired = verdicts[VERDICT_STANDBY];
+	group->left = verdicts[VERDICT_STANDBY];
 }
 
 void group_settle_standby(struct group *group, const struct listener_config *config)
@@ -417,8 +417,8 @@ static uint64_t standby_arrived(const struct group *group, const struct listener
 
 		/* tcpi_unacked of a listening socket is its accept queue (tcp_get_info, Linux). */
 		if (getsockopt(group->standby, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
-			return group->expired;
-		return group->expired + info.tcpi_unacked;
+			return group->left;
+		return group->left + info.tcpi_unacked;
 	}
 	group_read_counters(group, verdicts);
 	return verdicts[VERDICT_STANDBY];
@@ -454,11 +454,12 @@ void group_expire_standby(struct group *group, const struct listener_config *con
 	due = group->waiting[group->next_waiting];
 	group->waiting[group->next_waiting] = standby_arrived(group, config);
 	group->next_waiting = (group->next_waiting + 1) % group->n_waiting;
-	while (group->expired < due) {
+	while (group->left < due) {
 		if (!drop_one(group, config)) {
-			group->expired = due; /* taken by a worker in the meantime */
+			group->left = due; /* taken by a worker in the meantime */
 			break;
 		}
+		group->left++;
 		group->expired++;
 	}
 }

@@ -40,7 +40,8 @@ struct group {
 	bool standby_lent;      /* UDP: a joining worker has it as its socket */
 	uint64_t *waiting;      /* ring of samples, for StandbyTimeoutSec: group_expire_standby() */
 	size_t n_waiting, next_waiting;
-	uint64_t expired; /* connections or datagrams that waited too long */
+	uint64_t left;    /* of those that came to the standby: how many are no longer there */
+	uint64_t expired; /* connections or datagrams that waited too long, in all */
 	uint64_t generation;
 };
 

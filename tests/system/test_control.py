@@ -173,3 +173,22 @@ def test_varlink_describes_itself(daemon):
                        interface="io.reuseport.Control")["description"]
     for method in ("Status", "Drain", "Undrain", "SetWeight", "Reload"):
         assert f"method {method}(" in text
+
+
+def test_worker_that_drains_for_too_long_loses_its_slot(start_daemon, configuration):
+    configuration.service("web", f"""[Service]
+AllowUser=root
+DrainTimeoutSec=1
+[Listener http]
+ListenStream=127.0.0.1:{PORT}
+""")
+    daemon = start_daemon("--config", configuration.directory)
+    slow, other = daemon.worker(instance="slow"), daemon.worker(instance="other")
+    assert daemon.call("Drain", instance="slow") == {"drained": 1}
+    kinds = []
+    with pytest.raises(proto.Ended):
+        while True:
+            kinds.append(slow.connection.wait_event()[0])
+    assert kinds == [proto.DRAIN_REQUESTED, proto.GOODBYE]
+    assert [w["instance"] for w in daemon.status()["services"][0]["workers"]] == ["other"]
+    assert connections_reach([slow, other]) == {other}

@@ -112,3 +112,45 @@ def test_sockets_are_as_promised(start_daemon):
             assert each.getsockopt(socket.SOL_SOCKET, 44) == 1  # SO_LOCK_FILTER
             if each.type == socket.SOCK_STREAM:
                 assert each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+
+
+def test_what_waits_too_long_is_given_up(start_daemon, configuration):
+    configuration.service("web", f"""[Service]
+AllowUser=root
+[Listener stream]
+ListenStream=127.0.0.1:{PORT}
+StandbyTimeoutSec=1
+[Listener datagram]
+ListenDatagram=127.0.0.1:{PORT}
+StandbyTimeoutSec=1
+""")
+    daemon = start_daemon("--config", configuration.directory)
+    address = ("127.0.0.1", PORT)
+
+    def expired():
+        return {entry["name"]: entry["expired"] for entry in daemon.status("web")["listeners"]}
+
+    # Twice: what a worker took in between must not count as what waits.
+    for round_number in (1, 2):
+        clients = [harness.tcp_client(address, b"request\n") for _ in range(20)]
+        for _ in range(20):
+            with harness.udp_client(address) as sender:
+                sender.send(b"too late")
+        harness.poll_until(lambda: expired() == {"stream": 20 * round_number,
+                                                 "datagram": 20 * round_number},
+                           "all that waited is given up")
+        for client in clients:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        harness.close_all(clients)
+
+        worker = daemon.worker()
+        late = harness.udp_client(address)
+        late.send(b"in time")
+        datagrams = worker.sockets[0]["datagram"]
+        harness.wait_readable([datagrams], harness.DEADLINE)
+        assert datagrams.recv(100) == b"in time"
+        with pytest.raises(BlockingIOError):
+            datagrams.recv(100)
+        late.close()
+        worker.leave()
