@@ -4,7 +4,7 @@
  *
  * The programs are loaded with CAP_BPF alone, without CAP_PERFMON. The verifier then guards against
  * speculative store bypass by a barrier after every first store to a stack slot (Linux 6.18,
- * check_stack_write_fixed_off), which costs more than all the rest. So map keys are not
+ * check_stack_write_fixed_off). So map keys are not
  * built on the stack: they are pointed to where they stand already, in slot_index or the counters.
  */
 #pragma once

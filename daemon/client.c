@@ -19,6 +19,8 @@
 #include "daemon/peer.h"
 #include "proto/message.h"
 
+#define ACCEPT_TURNS 500 /* of the loop in 100 ms, 16 connections each */
+
 struct client {
 	struct client *next;
 	struct manager *manager;
@@ -205,7 +207,15 @@ static int send_grant(struct client *client, uint32_t index)
 	return 0;
 }
 
-/* Without this the service would tell strangers which names exist. */
+/* What a client names goes into logs, JSON and tables: printable ASCII without blanks. */
+static bool is_plain_name(const char *name)
+{
+	for (; *name; name++)
+		if (*name <= ' ' || *name > '~')
+			return false;
+	return true;
+}
+
 static int check_register(
 	struct client *client, const struct protocol_register *request, struct service **ret)
 {
@@ -219,6 +229,8 @@ static int check_register(
 	if (client->peer.pidfd < 0)
 		return refuse(client, EPERM,
 			"HELLO must bring a pidfd of the client: this kernel is older than 6.5");
+	if (!is_plain_name(request->service))
+		return refuse(client, ENOENT, "no service has such a name");
 	if (!service || service->removed)
 		return refuse(client, ENOENT, "there is no service '%s'", request->service);
 	if (client->peer.uid != 0 && !service_config_allows(service->config, client->peer.uid,
@@ -228,6 +240,9 @@ static int check_register(
 			"decide",
 			client->peer.uid, request->service,
 			service->config->file ? service->config->file : "its configuration");
+	if (!is_plain_name(request->instance))
+		return refuse(client, EINVAL,
+			"the instance's name has other characters than printable ASCII without blanks");
 	if (n < 1 || n > PROTOCOL_WORKERS_MAX)
 		return refuse(client, EINVAL, "%u workers asked for, 1 to %u are possible", n,
 			PROTOCOL_WORKERS_MAX);
@@ -483,6 +498,9 @@ int client_listen(struct manager *manager, int socket)
 	if (result < 0)
 		return result;
 	sd_event_source_set_io_fd_own(source, true);
+	/* When no descriptor is free, accept4() fails and the connection stays at the door: don't
+	 * spin. */
+	sd_event_source_set_ratelimit(source, 100 * USEC_PER_MSEC, ACCEPT_TURNS);
 	return sd_event_source_set_floating(source, true) < 0 ? -ENOMEM
 							      : (sd_event_source_unref(source), 0);
 }

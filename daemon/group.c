@@ -109,8 +109,8 @@ static int load(
 }
 
 /*
- * The sink drops all that reaches it, in silence. An eBPF filter: attaching a classic one takes
- * CAP_NET_ADMIN on some kernels (seen on Linux 6.18.44), this one takes nothing.
+ * The sink drops all that reaches it, in silence. An eBPF filter, which CAP_BPF loads: no other
+ * capability is asked for, whatever a kernel wants for classic ones.
  */
 static int attach_drop_filter(int fd)
 {

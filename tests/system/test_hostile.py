@@ -329,3 +329,14 @@ def test_changing_needs_root(daemon):
     assert harness.in_child(lambda: call("Status"), NOBODY.pw_uid, NOBODY.pw_gid) is None
     assert harness.in_child(lambda: call("Reload"), NOBODY.pw_uid, NOBODY.pw_gid) \
         == "io.reuseport.Control.PermissionDenied"
+
+
+@pytest.mark.parametrize("name", [b"line\nbreak", b"\xff\xfe", b"two words", b"\x1b[31m"])
+def test_names_that_would_spoil_logs_and_json_are_refused(daemon, name):
+    connection = proto.Connection(daemon.worker_socket)
+    connection.hello()
+    for service, error in ((b"web", errno.EINVAL), (name, errno.ENOENT)):
+        assert refused(connection, proto.REGISTER,
+                       proto.REGISTER_FORMAT.pack(service, name, 1, 0, 0)) == error
+    connection.close()
+    assert daemon.status()["services"][0]["workers"] == []
