@@ -214,6 +214,53 @@ static void sockets_come_as_numbers_in_arguments(void **state)
 	CHECK_OUTPUT("a3,5b 6 4{fd: fds=.\n4\n");
 }
 
+/* What each descriptor from 3 on is, as a server finds it: its kind, and whether it blocks. */
+#define DESCRIBE_SOCKETS                                                              \
+	"import os, socket, sys\n"                                                    \
+	"for fd in map(int, sys.argv[1:]):\n"                                         \
+	"    s = socket.socket(fileno=fd)\n"                                          \
+	"    blocks = os.get_blocking(fd)\n"                                          \
+	"    print(fd, s.type.name, 'blocks' if blocks else 'returns', flush=True)\n" \
+	"print(os.environ.get('NGINX'), os.environ.get('LISTEN_FDS'))\n"
+
+/* QUIC listeners are datagram sockets, and go the ways that TCP ones go. */
+static void sockets_of_quic_listeners_come_as_listen_fds(void **state)
+{
+	struct fixture *f = *state;
+
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = PROTOCOL_CID_NGINX;
+	launch(f, serve_one, "--service", "web", "--", "/usr/bin/python3", "-Ic", DESCRIBE_SOCKETS,
+		"3", "4", NULL);
+	assert_int_equal(finish(f), 0);
+	CHECK_OUTPUT("3 SOCK_DGRAM blocks\n4 SOCK_DGRAM blocks\nNone 2\n");
+}
+
+static void nginx_gets_the_sockets_of_quic_listeners(void **state)
+{
+	struct fixture *f = *state;
+
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = PROTOCOL_CID_NGINX;
+	launch(f, serve_two, "--service", "web", "--workers", "2", "--pass", "nginx", "--",
+		"/usr/bin/python3", "-Ic", DESCRIBE_SOCKETS, "3", "4", "5", "6", NULL);
+	assert_int_equal(finish(f), 0);
+	CHECK_OUTPUT("3 SOCK_DGRAM returns\n4 SOCK_DGRAM returns\n5 SOCK_DGRAM returns\n"
+		     "6 SOCK_DGRAM returns\n3;4;5;6; None\n");
+}
+
+static void sockets_of_quic_listeners_are_named_in_arguments(void **state)
+{
+	struct fixture *f = *state;
+
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = PROTOCOL_CID_OPAQUE;
+	launch(f, serve_one, "--service", "web", "--pass", "args", "--", "/usr/bin/python3", "-Ic",
+		DESCRIBE_SOCKETS, "{fd:admin}", "{fd:http}", NULL);
+	assert_int_equal(finish(f), 0);
+	CHECK_OUTPUT("4 SOCK_DGRAM blocks\n3 SOCK_DGRAM blocks\nNone None\n");
+}
+
 static void refuse_the_arguments(struct fake *d)
 {
 	fake_welcome(d);
@@ -546,6 +593,9 @@ int main(void)
 		TEST(sockets_come_as_listen_fds_with_names),
 		TEST(sockets_come_as_nginx_wants_them),
 		TEST(sockets_come_as_numbers_in_arguments),
+		TEST(sockets_of_quic_listeners_come_as_listen_fds),
+		TEST(nginx_gets_the_sockets_of_quic_listeners),
+		TEST(sockets_of_quic_listeners_are_named_in_arguments),
 		TEST(a_listener_that_does_not_exist_is_an_error),
 		TEST(a_socket_that_no_argument_names_is_an_error),
 		TEST(a_server_that_cannot_be_executed_is_told_apart),

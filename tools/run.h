@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * What the parts of reuseport-run share: the one server that it runs, from the command line to the
+ * exit status. Each part knows one thing: run-options.c the command line, run-pass.c the ways in
+ * which servers take sockets, run-server.c the server's process, run-notify.c what the server says
+ * to its service manager, and reuseport-run.c the order of it all.
+ */
+#pragma once
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "client-lib/reuseport.h"
+#include "common/util.h"
+
+#define RUN_REQUEST_MSEC 10000 /* deadline of each request to the daemon */
+
+enum { EXIT_USAGE = 2, EXIT_LAUNCHER = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127 };
+
+enum pass { PASS_LISTEN_FDS, PASS_NGINX, PASS_ARGS };
+enum ready { READY_EXEC, READY_NOTIFY, READY_DELAY };
+
+struct run {
+	/* from the command line */
+	const char *service;
+	const char *instance;
+	const char *socket_path;
+	unsigned n_workers;
+	unsigned weight;
+	enum pass pass;
+	enum ready ready;
+	uint64_t ready_usec; /* READY_DELAY */
+	int drain_signal;    /* 0: the default of the way to pass sockets */
+	char **server;       /* argv of the server */
+
+	/* while it runs */
+	struct reuseport *context;
+	int signal_fd;
+	int notify_fd;
+	char notify_name[64]; /* as in NOTIFY_SOCKET */
+	int start_fd;         /* our end of the pair at which the child waits */
+	int server_pidfd;
+	pid_t server_pid;
+	sigset_t original_mask;
+	bool arguments_wrong; /* and already said so */
+	bool executed;
+	bool ready_done;
+	bool stopping;
+	bool drain_pending;     /* came before the server was executed */
+	uint64_t ready_at_usec; /* CLOCK_MONOTONIC; 0: no timer */
+};
+
+/* To stderr, with the program's name and the end of the line. */
+void run_complain(const char *format, ...) _printf_(1, 2);
+/* Tells the daemon, and the service manager once the daemon has agreed. */
+void run_become_ready(struct run *run);
+
+/* run-options.c: 1: go on, 0: done (help, version), -EINVAL: wrong, and it has been said. */
+int options_parse(struct run *run, int argc, char **argv);
+
+/* run-pass.c */
+
+/*
+ * The server's arguments with each {fd:NAME} replaced; pass_free_arguments() frees them. -EINVAL
+ * when one can't be, and it has been said.
+ */
+int pass_expand_arguments(const struct run *run, char ***ret);
+void pass_free_arguments(char ***arguments);
+/* In the server's process: descriptors from 3 on are the sockets. *start_fd is moved behind. */
+int pass_place_sockets(struct run *run, int *start_fd);
+/* In the server's process: the variables that tell it of its sockets and of NOTIFY_SOCKET. */
+int pass_set_environment(struct run *run);
+
+/* run-server.c */
+
+/*
+ * For reuseport_register_for(), user_data is the struct run: makes the process, which waits at the
+ * other end of run->start_fd for an octet. Returns its pidfd, to be taken, or a negative errno.
+ */
+int server_start(struct reuseport *context, void *user_data);
+/* Instead of the octet: the process ends without having been the server. */
+void server_abandon(struct run *run);
+void server_signal(struct run *run, int signal);
+/* Exit status, 128 + N for signal N; -EAGAIN while it runs. */
+int server_reap(struct run *run);
+
+/* run-notify.c */
+
+int notify_open(struct run *run);
+/* 1: a message was read (and perhaps ignored), 0: there is none. */
+int notify_read(struct run *run);
