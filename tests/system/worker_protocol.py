@@ -32,6 +32,11 @@ ACK_FORMAT = struct.Struct("<IIII")
 REGISTRATION_FORMAT = struct.Struct("<II")
 ERROR_FORMAT = struct.Struct("<I512s")
 DRAIN_REQUESTED_FORMAT = struct.Struct("<IIQ")
+CIDS_FORMAT = struct.Struct("<IIHH")
+CID_FORMAT = struct.Struct("<B20s3x")
+
+TCP, UDP, QUIC = 1, 2, 3
+CID_QUIC_LB, CID_QUIC_LB_PLAIN, CID_REGISTERED, CID_NGINX, CID_OPAQUE = 1, 2, 3, 4, 5
 
 TIMEOUT = 30  # seconds for one answer; generous, the machine may be busy
 
@@ -261,6 +266,19 @@ class Worker:
 
     def unregister(self):
         self.about_registration(UNREGISTER)
+
+    def add_cids(self, cids, worker=0, listener=0):
+        """Connection IDs that mean this worker from now on, of a listener of that mode."""
+        self.about_cids(CID_ADD, cids, worker, listener)
+
+    def retire_cids(self, cids, worker=0, listener=0):
+        self.about_cids(CID_RETIRE, cids, worker, listener)
+
+    def about_cids(self, kind, cids, worker, listener):
+        body = CIDS_FORMAT.pack(self.registration, worker, listener, len(cids))
+        body += b"".join(CID_FORMAT.pack(len(cid), cid) for cid in cids)
+        answer, _, _ = self.connection.request(kind, body)
+        assert answer == OK
 
     def wait_drain_requested(self, seconds=TIMEOUT):
         """Reason and deadline in microseconds of the next event, which must be DRAIN_REQUESTED."""
