@@ -109,6 +109,7 @@ static struct listener_config *listener_free(struct listener_config *listener)
 	free(listener->file);
 	free(listener->address_text);
 	free(listener->bind_to_device);
+	free(listener->key_file);
 	free(listener);
 	return NULL;
 }
@@ -136,6 +137,7 @@ void config_free(struct config *config)
 		service_free(config->services[i]);
 	free(config->services);
 	free(config->user);
+	free(config->state_directory);
 	free(config);
 }
 
@@ -145,6 +147,16 @@ void config_freep(struct config **config)
 	*config = NULL;
 }
 
+/* systemd sets $STATE_DIRECTORY for StateDirectory=; several are separated by ':'. */
+static char *default_state_directory(void)
+{
+	const char *directory = getenv("STATE_DIRECTORY");
+
+	if (!directory || directory[0] != '/')
+		return strdup("/var/lib/reuseportd");
+	return strndup(directory, strcspn(directory, ":"));
+}
+
 int config_new(struct config **ret)
 {
 	struct config *config = calloc(1, sizeof(*config));
@@ -152,7 +164,8 @@ int config_new(struct config **ret)
 	if (!config)
 		return -ENOMEM;
 	config->user = strdup("reuseport");
-	if (!config->user) {
+	config->state_directory = default_state_directory();
+	if (!config->user || !config->state_directory) {
 		config_free(config);
 		return -ENOMEM;
 	}
@@ -617,6 +630,46 @@ static int key_device(struct parser *parser, const struct key *key, const char *
 	return 0;
 }
 
+static int key_state_directory(
+	struct parser *parser, const struct key *key, const char *value, void *field)
+{
+	char *copy;
+
+	if (value[0] != '/')
+		return mistake(
+			parser, "%s= is '%s', not a path that begins with /", key->name, value);
+	copy = strdup(value);
+	if (!copy)
+		return -ENOMEM;
+	free(*(char **)field);
+	*(char **)field = copy;
+	parser->config->state_directory_set = true;
+	return 0;
+}
+
+/* The file is read when the listener is opened, by the daemon's user. */
+static int key_key_file(
+	struct parser *parser, const struct key *key, const char *value, void *field)
+{
+	const char *credentials = getenv("CREDENTIALS_DIRECTORY");
+	char *path;
+
+	if (value[0] != '/' && !credentials)
+		return mistake(parser,
+			"%s= is '%s', neither a path that begins with / nor (as "
+			"$CREDENTIALS_DIRECTORY is not set) the name of a credential",
+			key->name, value);
+	if (value[0] == '/')
+		path = strdup(value);
+	else if (asprintf(&path, "%s/%s", credentials, value) < 0)
+		path = NULL;
+	if (!path)
+		return -ENOMEM;
+	free(*(char **)field);
+	*(char **)field = path;
+	return 0;
+}
+
 static int key_service_name(
 	struct parser *parser, const struct key *key, const char *value, void *field)
 {
@@ -756,6 +809,7 @@ static const struct key keys[] = {
 		.max = SLOTS_MAX},
 	{SECTION_DAEMON, "AnswerTimeoutSec", key_time, DAEMON(answer_timeout_usec),
 		.min = USEC_PER_MSEC, .max = 3600 * USEC_PER_SEC},
+	{SECTION_DAEMON, "StateDirectory", key_state_directory, DAEMON(state_directory)},
 	{SECTION_SERVICE, "Name", key_service_name, SERVICE(name)},
 	{SECTION_SERVICE, "AllowUser", key_allow, .repeats = true},
 	{SECTION_SERVICE, "AllowGroup", key_allow, .repeats = true},
@@ -784,6 +838,8 @@ static const struct key keys[] = {
 	{SECTION_LISTENER, "Flows", key_flows, LISTENER(n_flows), .min = 256, .max = 1 << 24,
 		.transports = UDP | QUIC},
 	{SECTION_LISTENER, "ConnectionID", key_cid_mode, LISTENER(cid_mode), .transports = QUIC},
+	{SECTION_LISTENER, "ConnectionIDKeyFile", key_key_file, LISTENER(key_file),
+		.transports = QUIC},
 };
 
 _Static_assert(
@@ -871,6 +927,12 @@ static void end_listener(struct parser *parser)
 		if (keys[i].parse == key_ipv6_only && listener->address.ss_family == AF_INET)
 			mistake_at(parser, line, "%s= is not for the IPv4 address %s", keys[i].name,
 				listener->address_text);
+		if (keys[i].parse == key_key_file && listener->transport == TRANSPORT_QUIC &&
+			listener->cid_mode != CID_NONE && listener->cid_mode != CID_QUIC_LB)
+			mistake_at(parser, line,
+				"%s= is not for ConnectionID=%s; it is for quic-lb, whose IDs are "
+				"encrypted",
+				keys[i].name, cid_mode_name(listener->cid_mode));
 	}
 	if (listener->transport == TRANSPORT_QUIC && listener->cid_mode == CID_NONE)
 		listener->cid_mode = CID_QUIC_LB;

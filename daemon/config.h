@@ -49,6 +49,7 @@ struct listener_config {
 	uint32_t n_flows;       /* Flows=, entries of the flow map, default 65536, power of two */
 	enum cid_mode cid_mode; /* ConnectionID=, QUIC only, default quic-lb */
 	uint16_t host_id;       /* HostID= of the daemon */
+	char *key_file; /* ConnectionIDKeyFile=, quic-lb only, a full path; NULL: keys are made */
 };
 
 struct service_config {
@@ -76,9 +77,12 @@ struct config {
 				     512 */
 	unsigned max_slots;       /* MaxSlotsPerUser=, default 4096 */
 	uint64_t answer_timeout_usec; /* AnswerTimeoutSec=, for ACK, default 10 s */
+	/* StateDirectory=, default $STATE_DIRECTORY or /var/lib/reuseportd. NULL: there is none. */
+	char *state_directory;
+	bool state_directory_set; /* by StateDirectory=, so it must be there */
 };
 
-/* Defaults, no service. -ENOMEM. */
+/* Defaults (one of them by $STATE_DIRECTORY), no service. -ENOMEM. */
 int config_new(struct config **ret);
 void config_free(struct config *config);
 void config_freep(struct config **config);

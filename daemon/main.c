@@ -2,6 +2,7 @@
 /*
  * reuseportd: options, sockets of its own, privileges, signals; then the event loop.
  */
+#include <fcntl.h>
 #include <getopt.h>
 #include <bpf/libbpf.h>
 #include <pwd.h>
@@ -25,6 +26,8 @@
 struct options {
 	const char *config_directory; /* NULL with --listen alone */
 	const char *runtime_directory;
+	const char *state_directory; /* NULL: the configuration's */
+	bool no_state;               /* the default one could not be made */
 	const char *user;
 	char **listen;
 	size_t n_listen;
@@ -41,6 +44,9 @@ static void print_help(void)
 	       "                           may be repeated; every user may register\n"
 	       "  --runtime-directory DIR  Put worker.sock and control.sock there\n"
 	       "                           (default /run/reuseportd)\n"
+	       "  --state-directory DIR    Keep the keys of connection IDs there (default:\n"
+	       "                           StateDirectory= of the configuration, $STATE_DIRECTORY,\n"
+	       "                           or /var/lib/reuseportd)\n"
 	       "  --user NAME              Run as that user when started by root\n"
 	       "                           (default: User= of the configuration, or reuseport)\n"
 	       "  --check                  Check the configuration, say what is wrong, and exit\n"
@@ -51,11 +57,19 @@ static void print_help(void)
 
 static int parse_options(struct options *options, int argc, char **argv)
 {
-	enum { OPTION_CONFIG = 1, OPTION_LISTEN, OPTION_RUNTIME, OPTION_USER, OPTION_CHECK };
+	enum {
+		OPTION_CONFIG = 1,
+		OPTION_LISTEN,
+		OPTION_RUNTIME,
+		OPTION_STATE,
+		OPTION_USER,
+		OPTION_CHECK
+	};
 	static const struct option table[] = {
 		{"config", required_argument, NULL, OPTION_CONFIG},
 		{"listen", required_argument, NULL, OPTION_LISTEN},
 		{"runtime-directory", required_argument, NULL, OPTION_RUNTIME},
+		{"state-directory", required_argument, NULL, OPTION_STATE},
 		{"user", required_argument, NULL, OPTION_USER},
 		{"check", no_argument, NULL, OPTION_CHECK},
 		{"help", no_argument, NULL, 'h'},
@@ -74,6 +88,9 @@ static int parse_options(struct options *options, int argc, char **argv)
 			break;
 		case OPTION_RUNTIME:
 			options->runtime_directory = optarg;
+			break;
+		case OPTION_STATE:
+			options->state_directory = optarg;
 			break;
 		case OPTION_USER:
 			options->user = optarg;
@@ -100,9 +117,20 @@ static int parse_options(struct options *options, int argc, char **argv)
 	return 1;
 }
 
+static int replace(char **field, const char *value)
+{
+	char *copy = strdup(value);
+
+	if (!copy)
+		return -ENOMEM;
+	free(*field);
+	*field = copy;
+	return 0;
+}
+
 static int load_config(struct config **ret, char **ret_error, void *user_data)
 {
-	const struct options *options = user_data;
+	struct options *options = user_data;
 	_cleanup_(config_freep) struct config *config = NULL;
 	int result;
 
@@ -114,11 +142,16 @@ static int load_config(struct config **ret, char **ret_error, void *user_data)
 		result = config_add_listen(config, options->listen[i], ret_error);
 	if (result < 0)
 		return result;
-	if (options->user) {
-		free(config->user);
-		config->user = strdup(options->user);
-		if (!config->user)
+	if (options->user && replace(&config->user, options->user) < 0)
+		return -ENOMEM;
+	if (options->state_directory) {
+		if (replace(&config->state_directory, options->state_directory) < 0)
 			return -ENOMEM;
+		config->state_directory_set = true;
+	}
+	if (options->no_state && !config->state_directory_set) {
+		free(config->state_directory);
+		config->state_directory = NULL;
 	}
 	*ret = take_pointer(config);
 	return 0;
@@ -180,6 +213,60 @@ static int make_runtime_directory(const struct options *options, const char *use
 			strerror(errno));
 		return -errno;
 	}
+	return 0;
+}
+
+/*
+ * Of mode 0700 and the daemon's own: what is there already is not given away, since it may be any
+ * directory. *ret_what: what went wrong, for a message.
+ */
+static int make_private_directory(const char *path, const char *user, const char **ret_what)
+{
+	const struct passwd *entry = geteuid() == 0 ? getpwnam(user) : NULL;
+	uid_t uid = entry ? entry->pw_uid : geteuid();
+	_cleanup_close_ int fd = -1;
+	struct stat status;
+	bool made = mkdir(path, 0700) == 0;
+
+	*ret_what = "create";
+	if (!made && errno != EEXIST)
+		return -errno;
+	*ret_what = "open";
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (made ? O_NOFOLLOW : 0));
+	if (fd < 0 || fstat(fd, &status) < 0)
+		return -errno;
+	*ret_what = "become the owner of";
+	if (status.st_uid == uid)
+		return 0;
+	if (!made)
+		return -EPERM;
+	return fchown(fd, uid, entry ? entry->pw_gid : (gid_t)-1) < 0 ? -errno : 0;
+}
+
+/* Without the default one the daemon can do all else, so only one that was asked for must be. */
+static int make_state_directory(struct options *options, struct config *config)
+{
+	const char *what;
+	bool quic = false;
+	int result = make_private_directory(config->state_directory, config->user, &what);
+
+	if (result >= 0)
+		return 0;
+	for (size_t i = 0; i < config->n_services; i++)
+		for (size_t k = 0; k < config->services[i]->n_listeners; k++)
+			quic |= config->services[i]->listeners[k]->transport == TRANSPORT_QUIC;
+	if (config->state_directory_set) {
+		log_error("cannot %s the state directory %s: %s (it has to belong to user %s)",
+			what, config->state_directory, strerror(-result), config->user);
+		return result;
+	}
+	if (quic)
+		log_warning("cannot %s the state directory %s: %s; keys of connection IDs are lost "
+			    "when this process ends; name another with --state-directory",
+			what, config->state_directory, strerror(-result));
+	options->no_state = true;
+	free(config->state_directory);
+	config->state_directory = NULL;
 	return 0;
 }
 
@@ -284,6 +371,8 @@ static int run(struct options *options)
 	raise_descriptor_limit();
 	libbpf_set_print(print_bpf);
 	result = make_runtime_directory(options, config->user);
+	if (result >= 0)
+		result = make_state_directory(options, config);
 	if (result >= 0)
 		result = become_user(config->user);
 	if (result < 0) {

@@ -227,22 +227,25 @@ class Notify:
 
 class Daemon:
     """
-    reuseportd in the namespace of the calling thread. arguments: those that say what to serve.
+    reuseportd in the namespace of the calling thread. arguments: those that say what to serve;
+    state: the state directory of an earlier one.
     """
 
-    def __init__(self, arguments, user=USER):
+    def __init__(self, arguments, user=USER, state=None):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="reuseportd-"))
         self.directory.chmod(0o755)
         self.runtime = self.directory / "run"
         self.runtime.mkdir(mode=0o755)
         shutil.chown(self.runtime, user, user)
+        self.state = pathlib.Path(state or self.directory / "state")  # the daemon makes it
         self.worker_socket = str(self.runtime / "worker.sock")
         self.control_socket = str(self.runtime / "control.sock")
         self.notify = Notify(self.directory / "notify")
         self.workers = []
         self.processes = []
         self.process = Process(
-            [REUSEPORTD, *arguments, "--runtime-directory", self.runtime, "--user", user],
+            [REUSEPORTD, *arguments, "--runtime-directory", self.runtime,
+             "--state-directory", self.state, "--user", user],
             self.directory / "log", env={**os.environ, "NOTIFY_SOCKET": self.notify.path},
             cwd="/")
         try:

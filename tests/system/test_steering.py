@@ -232,8 +232,8 @@ def test_killed_daemon_leaves_traffic_as_it_was(start_daemon):
     assert min(accept_shares(listeners, ADDRESS)) >= 50
     # Another daemon can't know these workers: it leaves the address to them, and says so.
     another = harness.run(harness.REUSEPORTD, "--listen", f"web=tcp://127.0.0.1:{PORT}",
-                          "--runtime-directory", daemon.runtime, "--user", harness.USER,
-                          check=False)
+                          "--runtime-directory", daemon.runtime, "--state-directory", daemon.state,
+                          "--user", harness.USER, check=False)
     assert another.returncode == 1
     assert f"cannot open tcp://127.0.0.1:{PORT}: bind: Address already in use" in another.stderr
     assert "workers of an earlier reuseportd" in another.stderr

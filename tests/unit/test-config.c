@@ -156,6 +156,84 @@ static void an_empty_directory_gives_the_defaults(void **state)
 	assert_int_equal(config->max_connections, 512);
 	assert_int_equal(config->max_slots, 4096);
 	assert_int_equal(config->answer_timeout_usec, 10 * USEC_PER_SEC);
+	assert_string_equal(config->state_directory, "/var/lib/reuseportd");
+	assert_false(config->state_directory_set);
+}
+
+static void the_state_directory_is_the_one_of_systemd_unless_named(void **state)
+{
+	static const char *const environment[][2] = {
+		{"/var/lib/private/x", "/var/lib/private/x"},
+		{"/var/lib/a:/var/lib/b", "/var/lib/a"},
+		{"", "/var/lib/reuseportd"},
+		{"relative", "/var/lib/reuseportd"},
+	};
+	_cleanup_(config_freep) struct config *named = NULL;
+	_directory_ directory;
+
+	for (size_t i = 0; i < ARRAY_SIZE(environment); i++) {
+		_cleanup_(config_freep) struct config *config = NULL;
+
+		setenv("STATE_DIRECTORY", environment[i][0], 1);
+		assert_int_equal(config_new(&config), 0);
+		assert_string_equal(config->state_directory, environment[i][1]);
+		assert_false(config->state_directory_set);
+	}
+	setenv("STATE_DIRECTORY", "/var/lib/a", 1);
+	directory_init(&directory);
+	directory_daemon(&directory, "[Daemon]\nStateDirectory=/srv/state\n");
+	named = loaded(&directory);
+	assert_string_equal(named->state_directory, "/srv/state");
+	assert_true(named->state_directory_set);
+	unsetenv("STATE_DIRECTORY");
+	assert_daemon_mistake("[Daemon]\nStateDirectory=state\n",
+		"@/reuseportd.conf:2: StateDirectory= is 'state', not a path that begins with /");
+}
+
+static void a_key_file_is_a_path_or_the_name_of_a_credential(void **state)
+{
+	static const char text[] = "[Service]\n[Listener a]\nListenQUIC=1\n"
+				   "ConnectionIDKeyFile=/etc/keys\n"
+				   "[Listener b]\nListenQUIC=2\nConnectionID=quic-lb\n"
+				   "ConnectionIDKeyFile=cid-keys\n"
+				   "[Listener c]\nListenQUIC=3\n";
+	_cleanup_(config_freep) struct config *config = NULL;
+	_directory_ directory;
+
+	setenv("CREDENTIALS_DIRECTORY", "/run/credentials/reuseportd.service", 1);
+	directory_init(&directory);
+	directory_add(&directory, "web.conf", text);
+	config = loaded(&directory);
+	unsetenv("CREDENTIALS_DIRECTORY");
+	assert_string_equal(config->services[0]->listeners[0]->key_file, "/etc/keys");
+	assert_string_equal(config->services[0]->listeners[1]->key_file,
+		"/run/credentials/reuseportd.service/cid-keys");
+	assert_null(config->services[0]->listeners[2]->key_file);
+	assert_mistakes(&directory,
+		"@/services.d/web.conf:8: ConnectionIDKeyFile= is 'cid-keys', neither a path that "
+		"begins with / nor (as $CREDENTIALS_DIRECTORY is not set) the name of a "
+		"credential");
+}
+
+static void a_key_file_is_for_encrypted_connection_ids_alone(void **state)
+{
+	static const char *const modes[] = {"quic-lb-plain", "registered", "nginx", "opaque"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(modes); i++) {
+		_cleanup_free_ char *text = NULL, *expected = NULL;
+
+		assert_true(asprintf(&text,
+				    "[Service]\n[Listener a]\nListenQUIC=1\n"
+				    "ConnectionIDKeyFile=/k\nConnectionID=%s\n",
+				    modes[i]) > 0);
+		assert_true(asprintf(&expected,
+				    "@/services.d/web.conf:4: ConnectionIDKeyFile= is not for "
+				    "ConnectionID=%s; it is for quic-lb, whose IDs are encrypted",
+				    modes[i]) > 0);
+		assert_service_mistake(text, expected);
+	}
+	assert_listener_mistake("ConnectionIDKeyFile=/k",
+		"ConnectionIDKeyFile= is not for udp; it is for quic listeners");
 }
 
 static void every_key_of_the_daemon_is_read(void **state)
@@ -443,7 +521,7 @@ static void mistakes_of_the_daemon_section(void **state)
 {
 	assert_daemon_mistake("[Daemon]\nUsr=root\n",
 		"@/reuseportd.conf:2: unknown key 'Usr' in [Daemon]; known are User, StatusGroup, "
-		"AdminGroup, HostID, MaxConnectionsPerUser, MaxSlotsPerUser, AnswerTimeoutSec");
+		"AdminGroup, HostID, MaxConnectionsPerUser, MaxSlotsPerUser, AnswerTimeoutSec, StateDirectory");
 	assert_daemon_mistake("[Daemon]\nUser=no-such-user\n",
 		"@/reuseportd.conf:2: User= names the user 'no-such-user', which does not exist");
 	assert_daemon_mistake("[Daemon]\nAdminGroup=no-such-group\n",
@@ -594,7 +672,7 @@ static void mistakes_of_the_listener_section(void **state)
 		"unknown key 'Port' in [Listener a]; known are ListenStream, ListenDatagram, "
 		"ListenQUIC, Backlog, ReceiveBuffer, SendBuffer, BindIPv6Only, BindToDevice, "
 		"FreeBind, Transparent, Mark, LockFilter, Standby, StandbyTimeoutSec, "
-		"FlowTimeoutSec, Flows, ConnectionID");
+		"FlowTimeoutSec, Flows, ConnectionID, ConnectionIDKeyFile");
 }
 
 static void too_many_listeners_are_a_mistake(void **state)
@@ -704,6 +782,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(an_empty_directory_gives_the_defaults),
 		cmocka_unit_test(every_key_of_the_daemon_is_read),
+		cmocka_unit_test(the_state_directory_is_the_one_of_systemd_unless_named),
+		cmocka_unit_test(a_key_file_is_a_path_or_the_name_of_a_credential),
+		cmocka_unit_test(a_key_file_is_for_encrypted_connection_ids_alone),
 		cmocka_unit_test(a_listener_has_its_defaults),
 		cmocka_unit_test(every_key_of_a_service_is_read),
 		cmocka_unit_test(every_connection_id_mode_has_its_name),
@@ -725,5 +806,8 @@ int main(void)
 		cmocka_unit_test(a_service_allows_its_users_and_groups_and_root),
 	};
 
+	/* Defaults are looked at; whoever runs the tests may have some of these. */
+	unsetenv("STATE_DIRECTORY");
+	unsetenv("CREDENTIALS_DIRECTORY");
 	return cmocka_run_group_tests_name("config", tests, NULL, NULL);
 }
