@@ -11,6 +11,8 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
+#define CONFIG_SERVICES_MAX 1024
+
 enum transport {
 	TRANSPORT_TCP = 1,  /* ListenStream= */
 	TRANSPORT_UDP = 2,  /* ListenDatagram= */
@@ -101,6 +103,20 @@ int config_load(struct config **ret, const char *directory, char **ret_error);
  * several listeners ("tcp", "udp", "quic", then "tcp-2" ...) of one service that every user may
  * use. -EINVAL with *ret_error. */
 int config_add_listen(struct config *config, const char *argument, char **ret_error);
+
+/*
+ * For those that fill a configuration. What is added belongs to what it is added to; on failure
+ * (-ENOMEM, or NULL) it stays the caller's. The free functions take NULL, and return it.
+ */
+struct service_config *service_config_new(const char *file);
+struct service_config *service_config_free(struct service_config *service);
+struct listener_config *listener_config_new(const char *name, const char *file, unsigned line);
+struct listener_config *listener_config_free(struct listener_config *listener);
+int config_add_service(struct config *config, struct service_config *service);
+int service_config_add_listener(struct service_config *service, struct listener_config *listener);
+/* Another listener of the service that has the same protocol, address and device, or NULL. */
+const struct listener_config *service_config_find_address(
+	const struct service_config *service, const struct listener_config *listener);
 
 /* "tcp", "udp", "quic". */
 const char *transport_name(enum transport transport);

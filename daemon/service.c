@@ -103,21 +103,6 @@ int service_prepare(struct service *service, struct service_config *config,
 	return 0;
 }
 
-static void service_config_free(struct service_config *config)
-{
-	struct config *shell = NULL;
-
-	/* config_free() frees services; lend it one. */
-	if (!config || config_new(&shell) < 0)
-		return;
-	shell->services = calloc(1, sizeof(*shell->services));
-	if (shell->services) {
-		shell->services[0] = config;
-		shell->n_services = 1;
-	}
-	config_free(shell);
-}
-
 /* The lowest index that no listener has now; workers keep theirs by number of bit. */
 static size_t free_index(struct service *service)
 {

@@ -4,6 +4,10 @@
  * argument of --listen. No name is looked up beyond what the parser itself does.
  */
 #include "daemon/config.c"
+#include "daemon/config-file.c"
+#include "daemon/config-keys.c"
+#include "daemon/config-listen.c"
+#include "daemon/config-value.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -12,7 +16,7 @@ static void fuzz_file(const uint8_t *data, size_t size, bool daemon_file)
 	_cleanup_(config_freep) struct config *config = NULL;
 	_cleanup_free_ char *errors = NULL;
 	_cleanup_(close_file) FILE *stream = fmemopen((void *)data, size, "r");
-	struct parser parser = {};
+	struct config_parser parser = {};
 	size_t errors_size;
 
 	if (!stream || config_new(&config) < 0)
