@@ -46,7 +46,7 @@ struct {
 struct listener_map listener_map; /* .bss: the program knows its address, no look-up */
 
 /* A key to point at: slot_index[i] is i, and the sink beyond the last. Filled before loading. */
-const volatile __u32 slot_index[INDEX_KEYS];
+SEC(".rodata.index") const volatile __u32 slot_index[INDEX_KEYS];
 
 static __always_inline void *index_key(__u32 index)
 {
@@ -190,6 +190,15 @@ static __always_inline __u32 select_new(struct sk_reuseport_md *ctx, __u32 hash,
 	__sync_fetch_and_add(
 		&counters->verdict[VERDICT_DROPPED], 1); /* atomic: as in count_new() */
 	return INDEX_NONE;
+}
+
+/*
+ * The slot to remember for what was selected. A UDP standby becomes the socket of the worker that
+ * takes its slot, and the rest of what it holds the beginning of must go there as well.
+ */
+static __always_inline __u32 slot_of(__u32 selected)
+{
+	return selected == INDEX_STANDBY ? listener_map.standby : selected;
 }
 
 /*

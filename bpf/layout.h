@@ -32,6 +32,7 @@ struct listener_table {
 struct listener_map {
 	__u32 current;      /* 0 or 1 */
 	__u32 standby;      /* index in socket_map, or INDEX_NONE: refuse */
+	__u32 vacant;       /* slot where a standby stands that no worker has yet, or INDEX_NONE */
 	__u32 flow_mask;    /* sets of the flow map less one */
 	__u32 flow_timeout; /* ticks */
 	__u32 group;        /* number of the group, for events */
@@ -52,14 +53,28 @@ struct flow_set {
 	__u64 word[FLOW_WAYS];
 };
 
+/* Age in ticks; 16 bits, modular. */
+static inline __attribute__((always_inline)) __u32 flow_age(__u64 word, __u32 now)
+{
+	return (now - (__u32)word) & 0xffff;
+}
+
+static inline __attribute__((always_inline)) __u64 flow_word(__u32 tag, __u32 slot, __u32 now)
+{
+	return (__u64)tag << 32 | (slot & 0xffff) << 16 | (now & 0xffff);
+}
+
 enum verdict {
-	VERDICT_FLOW,     /* an existing flow, by the flow map */
-	VERDICT_LISTENER, /* by the listener map */
-	VERDICT_FALLBACK, /* the chosen socket was gone, another active worker got it */
-	VERDICT_MIGRATED, /* TCP connection taken over from a socket that closed */
-	VERDICT_STANDBY,  /* nobody active: the standby holds it */
-	VERDICT_STRAY,    /* TCP segment that opens nothing: SYN cookie's ACK, late RST */
-	VERDICT_DROPPED,  /* refused: no worker and no standby */
+	VERDICT_CONNECTION_ID, /* QUIC: by a connection ID that names its worker */
+	VERDICT_FLOW,          /* an existing flow or handshake, by the flow map */
+	VERDICT_LISTENER,      /* by the listener map */
+	VERDICT_FALLBACK,      /* the chosen socket was gone, another active worker got it */
+	VERDICT_MIGRATED,      /* TCP connection taken over from a socket that closed */
+	VERDICT_STANDBY,       /* nobody active: the standby holds it */
+	VERDICT_STRAY,   /* opens nothing and belongs to nobody here: TCP SYN cookie's ACK or late
+			  * RST; QUIC packet of a connection that nobody has */
+	VERDICT_DROPPED, /* refused: no worker and no standby */
+	VERDICT_INVALID, /* QUIC: no packet header, dropped in silence */
 	VERDICT_COUNT,
 };
 

@@ -14,6 +14,7 @@
 
 #include "common/util.h"
 #include "daemon/group.h"
+#include "daemon/group-quic.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/peer.h"
@@ -148,6 +149,31 @@ static int handle_hello(struct client *client)
 		&welcome, sizeof(welcome), NULL, 0);
 }
 
+/* What a worker must know of its listener: connection IDs and tokens, where it is QUIC. */
+static int describe_listener(
+	struct protocol_grant_listener *entry, const struct listener *listener, uint16_t slot)
+{
+	const struct listener_config *config = listener->config;
+	const struct keys *keys = listener->keys;
+
+	snprintf(entry->name, sizeof(entry->name), "%s", config->name);
+	snprintf(entry->address, sizeof(entry->address), "%s", config->address_text);
+	entry->transport = (uint8_t)config->transport;
+	entry->cid_mode = (uint8_t)config->cid_mode;
+	if (!keys)
+		return 0;
+	memcpy(entry->token_secret, keys->token_secret, sizeof(entry->token_secret));
+	if (config->cid_mode != CID_QUIC_LB && config->cid_mode != CID_QUIC_LB_PLAIN)
+		return 0;
+	entry->config_rotation = keys->current;
+	entry->server_id_length = QUIC_SERVER_ID_LENGTH;
+	entry->nonce_length = QUIC_NONCE_LENGTH;
+	quic_server_id(config->host_id, slot, entry->server_id);
+	if (config->cid_mode == CID_QUIC_LB)
+		memcpy(entry->key, keys->key[keys->current], sizeof(entry->key));
+	return keys_next_nonce_prefix(listener->keys, entry->nonce_prefix);
+}
+
 /* Makes the sockets of one worker and sends them; the daemon's copies are closed on return. */
 static int send_grant(struct client *client, uint32_t index)
 {
@@ -176,13 +202,15 @@ static int send_grant(struct client *client, uint32_t index)
 			break;
 		}
 		group_reset_slot(listener->group, worker->slot);
-		snprintf(entry[n].name, sizeof(entry[n].name), "%s", listener->config->name);
-		snprintf(entry[n].address, sizeof(entry[n].address), "%s",
-			listener->config->address_text);
-		entry[n].transport = (uint8_t)listener->config->transport;
 		entry[n].descriptor = htole16(n);
 		worker->present |= 1ULL << listener->index;
-		n++;
+		registration->granted[n] = listener->number;
+		registration->n_granted = ++n;
+		result = describe_listener(&entry[n - 1], listener, worker->slot);
+		if (result < 0) {
+			step = "take a nonce prefix for connection IDs";
+			break;
+		}
 	}
 	grant->registration = htole32(registration->id);
 	grant->worker = htole32(index);
@@ -386,6 +414,90 @@ static int handle_registration(struct client *client, uint16_t type)
 	return send_ok(client, sequence);
 }
 
+/* The listener that the client means by its index in the GRANT; NULL: a reload has closed it. */
+static struct listener *granted_listener(const struct registration *registration, uint32_t index)
+{
+	const struct service *service = registration->service;
+
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i] &&
+			service->listeners[i]->number == registration->granted[index])
+			return service->listeners[i];
+	return NULL;
+}
+
+static const struct protocol_cid *message_cids(const struct message *message)
+{
+	return (const struct protocol_cid *)(&message->cids + 1);
+}
+
+static int refuse_cid(
+	struct client *client, const struct listener *listener, int error, size_t failed)
+{
+	const struct group_quic *quic = listener->group->quic;
+
+	switch (error) {
+	case -EEXIST:
+		return refuse(client, EEXIST,
+			"CID_ADD: connection ID %zu of the batch is another worker's; none was added",
+			failed);
+	case -EDQUOT:
+		return refuse(client, EDQUOT,
+			"CID_ADD: listener %s has %u connection IDs of %u (Flows=); none was added",
+			listener->config->name, quic->n_cids, quic->max_cids);
+	case -EMLINK:
+		return refuse(client, EMLINK,
+			"CID_ADD: connection ID %zu has a length that listener %s does not know, "
+			"and it knows %d already; none was added",
+			failed, listener->config->name, QUIC_CID_LENGTHS);
+	case -EINVAL:
+		return refuse(client, EINVAL,
+			"CID_ADD: connection ID %zu has %u octets, 1 to %d are possible", failed,
+			message_cids(&client->message)[failed].length, QUIC_CID_OCTETS);
+	default:
+		return refuse(client, -error, "CID_ADD: %s; none was added", strerror(-error));
+	}
+}
+
+static int handle_cids(struct client *client, uint16_t type)
+{
+	struct registration *registration = client->registration;
+	const struct protocol_cids *cids = &client->message.cids;
+	uint32_t worker = le32toh(cids->worker);
+	uint16_t index = le16toh(cids->listener), n = le16toh(cids->count);
+	const char *name = message_type_name(type);
+	struct listener *listener;
+	size_t failed = 0;
+	int result = 0;
+
+	if (!registration || registration->id != le32toh(cids->registration) ||
+		!registration->acked)
+		return refuse(client, EINVAL,
+			"%s: registration %u is not this connection's, or its last GRANT is "
+			"unacknowledged",
+			name, le32toh(cids->registration));
+	if (worker >= registration->n_workers || index >= registration->n_granted)
+		return refuse(client, ERANGE, "%s: there is no worker %u with a listener %u", name,
+			worker, index);
+	listener = granted_listener(registration, index);
+	if (!listener)
+		return refuse(client, ENOENT, "%s: listener %u is closed", name, index);
+	if (listener->config->cid_mode != CID_REGISTERED)
+		return refuse(client, EOPNOTSUPP,
+			"%s: listener %s has ConnectionID=%s, not registered", name,
+			listener->config->name, cid_mode_name(listener->config->cid_mode));
+	if (type == PROTOCOL_CID_ADD)
+		result = group_quic_add_cids(listener->group->quic,
+			registration->workers[worker].slot, message_cids(&client->message), n,
+			&failed);
+	else
+		group_quic_retire_cids(listener->group->quic, registration->workers[worker].slot,
+			message_cids(&client->message), n);
+	if (result < 0)
+		return refuse_cid(client, listener, result, failed);
+	return send_ok(client, client->message.header.sequence);
+}
+
 static int handle_message(struct client *client)
 {
 	uint16_t type = client->message.header.type;
@@ -405,6 +517,7 @@ static int handle_message(struct client *client)
 		return handle_registration(client, type);
 	case PROTOCOL_CID_ADD:
 	case PROTOCOL_CID_RETIRE:
+		return handle_cids(client, type);
 	case PROTOCOL_ADOPT:
 	case PROTOCOL_RESUME:
 		return refuse(client, EOPNOTSUPP,

@@ -13,14 +13,16 @@
 #include <sys/socket.h>
 
 #include "common/util.h"
+#include "daemon/group-quic.h"
 #include "daemon/sockdiag.h"
 #include "daemon/socket.h"
+#include "quic.skel.h"
 #include "tcp.skel.h"
 #include "udp.skel.h"
 
-#ifndef SO_MEMINFO
-#define SO_MEMINFO 55
-#endif
+/* How long the datagrams of a QUIC handshake stay together: a client that waits 1, 2, 4 and 8 s for
+ * an answer (RFC 9002 section 6.2.2, twice as long each time) comes again within it. */
+#define HANDSHAKE_USEC (15 * USEC_PER_SEC)
 
 /* Opens the embedded object of the transport; the programs differ, the maps have the same names. */
 static struct bpf_object *open_object(enum transport transport)
@@ -30,6 +32,8 @@ static struct bpf_object *open_object(enum transport transport)
 
 	if (transport == TRANSPORT_TCP)
 		bytes = tcp_bpf__elf_bytes(&size);
+	else if (transport == TRANSPORT_QUIC)
+		bytes = quic_bpf__elf_bytes(&size);
 	else
 		bytes = udp_bpf__elf_bytes(&size);
 	return bpf_object__open_mem(bytes, size, NULL);
@@ -37,7 +41,7 @@ static struct bpf_object *open_object(enum transport transport)
 
 static int prepare_object(struct group *group, const struct listener_config *config, int ring)
 {
-	struct bpf_map *rodata = bpf_object__find_map_by_name(group->object, ".rodata");
+	struct bpf_map *rodata = bpf_object__find_map_by_name(group->object, ".rodata.index");
 	struct bpf_map *flows = bpf_object__find_map_by_name(group->object, "flow_map");
 	struct bpf_map *events = bpf_object__find_map_by_name(group->object, "events");
 	uint32_t *keys;
@@ -56,6 +60,8 @@ static int prepare_object(struct group *group, const struct listener_config *con
 		group->n_flow_sets = MAX(config->n_flows / FLOW_WAYS, 1u);
 		result = bpf_map__set_max_entries(flows, (uint32_t)group->n_flow_sets);
 	}
+	if (result >= 0 && config->transport == TRANSPORT_QUIC)
+		result = group_quic_prepare(group->object, config);
 	return result;
 }
 
@@ -65,6 +71,16 @@ static void *map_memory(const struct bpf_object *object, const char *name, size_
 		bpf_object__find_map_fd_by_name(object, name), 0);
 
 	return memory == MAP_FAILED ? NULL : memory;
+}
+
+/* Ticks for which the flow map remembers: a flow, or the datagrams of a QUIC handshake. */
+static uint32_t flow_ticks(const struct listener_config *config)
+{
+	uint64_t usec = config->flow_timeout_usec;
+
+	if (config->transport == TRANSPORT_QUIC && config->cid_mode != CID_OPAQUE)
+		usec = MIN(usec, HANDSHAKE_USEC);
+	return (uint32_t)MIN(FLOW_TIMEOUT_MAX, MAX(1, usec * NSEC_PER_USEC >> FLOW_TICK_SHIFT));
 }
 
 static int load(
@@ -83,7 +99,7 @@ static int load(
 	if (result < 0)
 		return result;
 	program = bpf_object__next_program(group->object, NULL);
-	while (program && bpf_program__type(program) != BPF_PROG_TYPE_SK_REUSEPORT)
+	while (program && !bpf_program__autoload(program))
 		program = bpf_object__next_program(group->object, program);
 	if (!program)
 		return -EINVAL;
@@ -100,11 +116,12 @@ static int load(
 		if (!group->flows)
 			return -errno;
 	}
-	group->listener_map->standby = INDEX_NONE;
+	group->listener_map->standby = group->listener_map->vacant = INDEX_NONE;
 	group->listener_map->group = number;
 	group->listener_map->flow_mask = group->n_flow_sets ? (uint32_t)group->n_flow_sets - 1 : 0;
-	group->listener_map->flow_timeout = (uint32_t)MIN(FLOW_TIMEOUT_MAX,
-		MAX(1, config->flow_timeout_usec * NSEC_PER_USEC >> FLOW_TICK_SHIFT));
+	group->listener_map->flow_timeout = flow_ticks(config);
+	if (config->transport == TRANSPORT_QUIC)
+		return group_quic_new(&group->quic, group->object, config);
 	return 0;
 }
 
@@ -153,6 +170,16 @@ static int make_sink(
 	close_fd(&group->sink);
 	group->sink = take_fd(&sink);
 	return 0;
+}
+
+/* Tells the program of a change of the standby. */
+static void publish_standby(struct group *group)
+{
+	uint32_t index = group->standby >= 0 ? group->standby_index : INDEX_NONE;
+
+	__atomic_store_n(&group->listener_map->standby, index, __ATOMIC_RELEASE);
+	__atomic_store_n(&group->listener_map->vacant, group->standby_lent ? INDEX_NONE : index,
+		__ATOMIC_RELEASE);
 }
 
 int group_heal(struct group *group)
@@ -239,6 +266,7 @@ struct group *group_free(struct group *group)
 		munmap(group->flows, group->n_flow_sets * sizeof(struct flow_set));
 	close_fd(&group->standby);
 	close_fd(&group->sink);
+	group_quic_free(group->quic);
 	bpf_object__close(group->object);
 	free(group->waiting);
 	free(group);
@@ -258,12 +286,19 @@ int group_add_socket(struct group *group, const struct listener_config *config, 
 		if (fd < 0)
 			return -errno;
 		group->standby_lent = true;
+		publish_standby(group);
 	} else {
 		fd = socket_new(config, ret_step);
 		if (fd < 0)
 			return fd;
 		*ret_step = "put the socket into the socket map";
 		result = put_socket(group, slot, fd);
+		if (result < 0)
+			return result;
+	}
+	if (group->quic) {
+		*ret_step = "put the socket's cookie into the map";
+		result = group_quic_add_socket(group->quic, fd, slot);
 		if (result < 0)
 			return result;
 	}
@@ -285,10 +320,14 @@ void group_remove_socket(struct group *group, uint16_t slot)
 {
 	uint32_t index = slot;
 
-	if (group->standby_index == slot && group->standby >= 0)
+	if (group->standby_index == slot && group->standby >= 0) {
 		group->standby_lent = false; /* the socket is the daemon's alone again */
-	else
+		publish_standby(group);
+	} else {
 		bpf_map_delete_elem(group->socket_map, &index);
+	}
+	if (group->quic)
+		group_quic_remove_slot(group->quic, slot);
 	for (size_t i = 0; i < group->n_flow_sets; i++)
 		for (size_t way = 0; way < FLOW_WAYS; way++) {
 			__u64 *word = &group->flows[i].word[way];
@@ -350,7 +389,7 @@ int group_make_standby(struct group *group, const struct listener_config *config
 		return result;
 	group->standby = take_fd(&fd);
 	group->standby_index = index;
-	__atomic_store_n(&group->listener_map->standby, index, __ATOMIC_RELEASE);
+	publish_standby(group);
 	if (config->address.ss_family == AF_INET)
 		return make_sink(group, config, ret_step);
 	return 0;
@@ -378,11 +417,10 @@ void group_settle_standby(struct group *group, const struct listener_config *con
 	forget_waiting(group, config);
 	if (config->transport != TRANSPORT_TCP) {
 		if (group->standby_lent) {
-			__atomic_store_n(
-				&group->listener_map->standby, INDEX_NONE, __ATOMIC_RELEASE);
 			close_fd(&group->standby);
 			group->standby_index = INDEX_NONE;
 			group->standby_lent = false;
+			publish_standby(group);
 		}
 		return;
 	}

@@ -24,6 +24,7 @@
 #include "daemon/maglev.h"
 
 struct bpf_object;
+struct group_quic;
 
 struct group {
 	struct bpf_object *object;
@@ -33,6 +34,7 @@ struct group {
 	int slot_counters;
 	struct listener_map *listener_map; /* mapped, shared with the program */
 	struct flow_set *flows;            /* mapped; NULL for TCP */
+	struct group_quic *quic;           /* NULL for others */
 	size_t n_flow_sets;
 	int sink;
 	int standby;            /* -1: none */

@@ -171,6 +171,7 @@ int manager_new(struct manager **ret, sd_event *event, struct config *config, ch
 	manager->event = sd_event_ref(event);
 	manager->started_usec = now_realtime();
 	manager->ring_map = -1;
+	manager->state_directory = take_pointer(config->state_directory);
 	result = start_ring(manager);
 	if (result < 0) {
 		if (asprintf(ret_error,
@@ -211,6 +212,7 @@ struct manager *manager_free(struct manager *manager)
 		ring_buffer__free(manager->ring);
 	close_fd(&manager->ring_map);
 	config_free(manager->config);
+	free(manager->state_directory);
 	sd_event_unref(manager->event);
 	free(manager);
 	return NULL;

@@ -25,6 +25,7 @@
 
 struct client;
 struct group;
+struct keys;
 struct ring_buffer;
 
 enum worker_state {
@@ -58,14 +59,18 @@ struct registration {
 	bool acked;  /* all workers are granted and acknowledged */
 	struct worker *workers;
 	uint32_t n_workers;
+	/* Numbers of the listeners in the order of its GRANTs, by which the client names them. */
+	uint32_t granted[PROTOCOL_LISTENERS_MAX];
+	uint32_t n_granted;
 };
 
 struct listener {
 	struct service *service;
 	struct listener_config *config; /* owned by the service's configuration */
 	struct group *group;
-	uint32_t number; /* unique in the daemon, in events */
-	uint32_t index;  /* bit in worker.present; stays while the listener lives */
+	struct keys *keys; /* QUIC, else NULL */
+	uint32_t number;   /* unique in the daemon, in events */
+	uint32_t index;    /* bit in worker.present; stays while the listener lives */
 };
 
 struct service {
@@ -88,6 +93,7 @@ struct account {
 struct manager {
 	sd_event *event;
 	struct config *config; /* its services are moved into the services below */
+	char *state_directory; /* of the configuration at the start; NULL: nothing is kept */
 	struct service *services;
 	struct client *clients;
 	struct account *accounts;

@@ -8,6 +8,7 @@
 
 #include "common/util.h"
 #include "daemon/group.h"
+#include "daemon/group-quic.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 
@@ -22,25 +23,31 @@ static struct listener *listener_free(struct listener *listener)
 {
 	if (listener) {
 		group_free(listener->group);
+		keys_free(listener->keys);
 		free(listener);
 	}
 	return NULL;
 }
 
-static int listener_new(struct listener **ret, struct service *service,
+/* Connection IDs of an earlier listener of this name, and their secrets, are this one's too. */
+static int open_keys(struct listener *listener, const char *service, char **ret_error)
+{
+	int result;
+
+	result = keys_open(&listener->keys, listener->service->manager->state_directory, service,
+		listener->config->name, listener->config->key_file, ret_error);
+	if (result < 0)
+		return result;
+	group_quic_set_keys(listener->group->quic, listener->keys);
+	return 0;
+}
+
+static int listener_new(struct listener **ret, struct service *service, const char *name,
 	struct listener_config *config, char **ret_error)
 {
 	struct listener *listener;
 	int result;
 
-	if (config->transport == TRANSPORT_QUIC) {
-		if (asprintf(ret_error,
-			    "%s:%u: ListenQUIC= is not supported by this version; ListenDatagram= "
-			    "steers by address and port",
-			    config->file ? config->file : "--listen", config->line) < 0)
-			*ret_error = NULL;
-		return -EOPNOTSUPP;
-	}
 	listener = calloc(1, sizeof(*listener));
 	if (!listener)
 		return -ENOMEM;
@@ -49,6 +56,8 @@ static int listener_new(struct listener **ret, struct service *service,
 	listener->number = service->manager->next_listener++;
 	result = group_new(
 		&listener->group, config, listener->number, service->manager->ring_map, ret_error);
+	if (result >= 0 && config->transport == TRANSPORT_QUIC)
+		result = open_keys(listener, name, ret_error);
 	if (result < 0) {
 		listener_free(listener);
 		return result;
@@ -62,14 +71,17 @@ static bool same_listener(const struct listener_config *a, const struct listener
 {
 	const char *device_a = a->bind_to_device ? a->bind_to_device : "";
 	const char *device_b = b->bind_to_device ? b->bind_to_device : "";
+	const char *keys_a = a->key_file ? a->key_file : "",
+		   *keys_b = b->key_file ? b->key_file : "";
 
 	return strcmp(a->name, b->name) == 0 && a->transport == b->transport &&
 	       a->address_length == b->address_length &&
 	       memcmp(&a->address, &b->address, a->address_length) == 0 &&
 	       a->ipv6_only == b->ipv6_only && a->free_bind == b->free_bind &&
 	       a->transparent == b->transparent && strcmp(device_a, device_b) == 0 &&
-	       a->n_flows == b->n_flows && a->flow_timeout_usec == b->flow_timeout_usec &&
-	       a->standby_hold == b->standby_hold &&
+	       a->cid_mode == b->cid_mode && a->host_id == b->host_id &&
+	       strcmp(keys_a, keys_b) == 0 && a->n_flows == b->n_flows &&
+	       a->flow_timeout_usec == b->flow_timeout_usec && a->standby_hold == b->standby_hold &&
 	       a->standby_timeout_usec == b->standby_timeout_usec;
 }
 
@@ -92,7 +104,8 @@ int service_prepare(struct service *service, struct service_config *config,
 		return -ENOMEM;
 	for (size_t i = 0; i < config->n_listeners && result >= 0; i++)
 		if (!find_listener(service, config->listeners[i]))
-			result = listener_new(&fresh[i], service, config->listeners[i], ret_error);
+			result = listener_new(
+				&fresh[i], service, config->name, config->listeners[i], ret_error);
 	if (result < 0) {
 		for (size_t i = 0; i < config->n_listeners; i++)
 			listener_free(fresh[i]);

@@ -23,16 +23,20 @@ static json_t *listener_status(const struct listener *listener)
 	group_read_counters(group, verdicts);
 	for (int i = 0; i < VERDICT_COUNT; i++)
 		packets += verdicts[i];
-	return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+	return json_pack(
+		"{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
 		"name", config->name, "transport", transport_name(config->transport), "address",
 		config->address_text, "connection_id", cid_mode_name(config->cid_mode), "packets",
 		(json_int_t)packets, "new_connections",
-		(json_int_t)(verdicts[VERDICT_LISTENER] + verdicts[VERDICT_FALLBACK]), "migrated",
+		(json_int_t)(verdicts[VERDICT_LISTENER] + verdicts[VERDICT_FALLBACK]),
+		"by_connection_id", (json_int_t)verdicts[VERDICT_CONNECTION_ID], "by_flow",
+		(json_int_t)verdicts[VERDICT_FLOW], "migrated",
 		(json_int_t)verdicts[VERDICT_MIGRATED], "fallback",
 		(json_int_t)verdicts[VERDICT_FALLBACK], "standby",
 		(json_int_t)verdicts[VERDICT_STANDBY], "expired", (json_int_t)group->expired,
 		"stray", (json_int_t)verdicts[VERDICT_STRAY], "dropped",
-		(json_int_t)verdicts[VERDICT_DROPPED], "active",
+		(json_int_t)verdicts[VERDICT_DROPPED], "invalid",
+		(json_int_t)verdicts[VERDICT_INVALID], "active",
 		(json_int_t)group->listener_map->tables[group->listener_map->current & 1].n_active,
 		"generation", (json_int_t)group->generation);
 }

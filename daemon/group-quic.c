@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "daemon/group-quic.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#include "common/util.h"
+
+#ifndef SO_COOKIE
+#define SO_COOKIE 57
+#endif
+
+#define NO_ROTATION 0xff
+
+static int set_entries(struct bpf_object *object, const char *name, uint32_t entries)
+{
+	return bpf_map__set_max_entries(bpf_object__find_map_by_name(object, name), entries);
+}
+
+/* Of the programs of the object, the one for the mode. */
+static int choose_program(struct bpf_object *object, enum cid_mode mode)
+{
+	static const char *const names[] = {
+		[CID_QUIC_LB] = "quic_lb",
+		[CID_QUIC_LB_PLAIN] = "quic_lb_plain",
+		[CID_REGISTERED] = "registered",
+		[CID_NGINX] = "nginx",
+		[CID_OPAQUE] = "opaque",
+	};
+	struct bpf_program *program;
+	bool found = false;
+
+	bpf_object__for_each_program(program, object)
+	{
+		bool wanted = strcmp(bpf_program__name(program), names[mode]) == 0;
+
+		bpf_program__set_autoload(program, wanted);
+		found |= wanted;
+	}
+	return found ? 0 : -EINVAL;
+}
+
+int group_quic_prepare(struct bpf_object *object, const struct listener_config *config)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(object, ".rodata.settings");
+	struct quic_settings *settings;
+	uint32_t n_cached = config->cid_mode == CID_QUIC_LB ? config->n_flows : 1;
+	size_t size;
+	int result;
+
+	settings = (struct quic_settings *)bpf_map__initial_value(map, &size);
+	if (!settings || size < sizeof(*settings))
+		return -EINVAL;
+	settings->cid_cache_mask = n_cached - 1;
+	result = choose_program(object, config->cid_mode);
+	if (result >= 0)
+		result = set_entries(object, "cid_cache", n_cached);
+	if (result >= 0 && config->cid_mode == CID_REGISTERED)
+		result = set_entries(object, "dcid_map", config->n_flows);
+	if (result >= 0 && config->cid_mode == CID_NGINX)
+		result = set_entries(object, "cookie_map", SLOT_COUNT);
+	return result;
+}
+
+int group_quic_new(
+	struct group_quic **ret, struct bpf_object *object, const struct listener_config *config)
+{
+	struct group_quic *quic = calloc(1, sizeof(*quic));
+	void *memory;
+
+	if (!quic)
+		return -ENOMEM;
+	memory = mmap(NULL, sizeof(*quic->state), PROT_READ | PROT_WRITE, MAP_SHARED,
+		bpf_object__find_map_fd_by_name(object, ".data.quic"), 0);
+	if (memory == MAP_FAILED) {
+		free(quic);
+		return -errno;
+	}
+	quic->state = memory;
+	quic->dcid_map = bpf_object__find_map_fd_by_name(object, "dcid_map");
+	quic->cookie_map = bpf_object__find_map_fd_by_name(object, "cookie_map");
+	quic->mode = config->cid_mode;
+	quic->max_cids = config->cid_mode == CID_REGISTERED ? config->n_flows : 0;
+	quic->state->server = (uint32_t)config->host_id << 16;
+	if (getrandom(&quic->state->hash_key, sizeof(quic->state->hash_key), 0) !=
+		(ssize_t)sizeof(quic->state->hash_key)) {
+		group_quic_free(quic);
+		return -EIO;
+	}
+	*ret = quic;
+	return 0;
+}
+
+struct group_quic *group_quic_free(struct group_quic *quic)
+{
+	if (quic)
+		munmap(quic->state, sizeof(*quic->state));
+	free(quic);
+	return NULL;
+}
+
+void group_quic_set_keys(struct group_quic *quic, const struct keys *keys)
+{
+	struct quic_state *state = quic->state;
+	uint32_t rotations = 0;
+
+	for (unsigned i = 0; i < KEYS_MAX; i++)
+		if (keys->valid[i])
+			rotations |= 1u << i;
+	/* What is no longer valid goes first, and what is new comes when its key is there: a packet
+	 * in between finds an old key, a new one, or none. A key in use is not written to. */
+	__atomic_and_fetch(&state->rotations, rotations, __ATOMIC_SEQ_CST);
+	for (unsigned i = 0; i < KEYS_MAX; i++) {
+		struct quic_lb_config config;
+
+		if (!keys->valid[i] || state->rotations & 1u << i)
+			continue;
+		quic_lb_configure(&config, i, QUIC_SERVER_ID_LENGTH, QUIC_NONCE_LENGTH,
+			quic->mode == CID_QUIC_LB ? keys->key[i] : NULL);
+		state->config[i] = config;
+	}
+	__atomic_store_n(&state->rotations, rotations, __ATOMIC_SEQ_CST);
+}
+
+int group_quic_add_socket(struct group_quic *quic, int fd, uint16_t slot)
+{
+	uint32_t value = slot;
+	uint64_t cookie;
+	socklen_t length = sizeof(cookie);
+
+	if (quic->mode != CID_NGINX)
+		return 0;
+	if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0)
+		return -errno;
+	return bpf_map_update_elem(quic->cookie_map, &cookie, &value, BPF_ANY) < 0 ? -errno : 0;
+}
+
+static int length_index(const struct group_quic *quic, uint8_t length)
+{
+	for (int i = 0; i < QUIC_CID_LENGTHS; i++)
+		if (quic->state->cid_length[i] == length)
+			return i;
+	return -1;
+}
+
+static void forget_one(struct group_quic *quic, uint8_t length)
+{
+	int i = length_index(quic, length);
+
+	quic->n_cids--;
+	if (i >= 0 && --quic->n_of_length[i] == 0)
+		quic->state->cid_length[i] = 0;
+}
+
+/* Deletes the entries of a hash map whose value is slot. key_size is at most that of dcid_key. */
+static void delete_slot(struct group_quic *quic, int map, uint16_t slot)
+{
+	struct dcid_key key, next;
+	bool more = bpf_map_get_next_key(map, NULL, &key) == 0;
+
+	while (more) {
+		uint32_t value;
+
+		more = bpf_map_get_next_key(map, &key, &next) == 0;
+		if (bpf_map_lookup_elem(map, &key, &value) == 0 && value == slot &&
+			bpf_map_delete_elem(map, &key) == 0 && map == quic->dcid_map)
+			forget_one(quic, key.length);
+		key = next;
+	}
+}
+
+void group_quic_remove_slot(struct group_quic *quic, uint16_t slot)
+{
+	if (quic->mode == CID_NGINX)
+		delete_slot(quic, quic->cookie_map, slot);
+	else if (quic->mode == CID_REGISTERED && quic->n_cids)
+		delete_slot(quic, quic->dcid_map, slot);
+}
+
+static struct dcid_key key_of(const struct protocol_cid *cid)
+{
+	struct dcid_key key = {.length = cid->length};
+
+	memcpy(key.octet, cid->id, MIN(cid->length, QUIC_CID_OCTETS));
+	return key;
+}
+
+/* 1: added; 0: it was the slot's already. */
+static int add_one(struct group_quic *quic, uint16_t slot, const struct protocol_cid *cid)
+{
+	const struct dcid_key key = key_of(cid);
+	uint32_t value = slot, holder;
+	int index;
+
+	if (cid->length < 1 || cid->length > QUIC_CID_OCTETS)
+		return -EINVAL;
+	if (bpf_map_lookup_elem(quic->dcid_map, &key, &holder) == 0)
+		return holder == slot ? 0 : -EEXIST;
+	if (quic->n_cids >= quic->max_cids)
+		return -EDQUOT;
+	index = length_index(quic, cid->length);
+	if (index < 0)
+		index = length_index(quic, 0);
+	if (index < 0)
+		return -EMLINK;
+	if (bpf_map_update_elem(quic->dcid_map, &key, &value, BPF_NOEXIST) < 0)
+		return errno == E2BIG ? -EDQUOT : -errno;
+	quic->state->cid_length[index] = cid->length;
+	quic->n_of_length[index]++;
+	quic->n_cids++;
+	return 1;
+}
+
+int group_quic_add_cids(struct group_quic *quic, uint16_t slot, const struct protocol_cid *cids,
+	size_t n_cids, size_t *ret_failed)
+{
+	uint8_t added[PROTOCOL_CIDS_MAX] = {0};
+
+	for (size_t i = 0; i < n_cids; i++) {
+		int result = add_one(quic, slot, &cids[i]);
+
+		if (result < 0) {
+			for (size_t k = 0; k < i; k++)
+				if (added[k])
+					group_quic_retire_cids(quic, slot, &cids[k], 1);
+			*ret_failed = i;
+			return result;
+		}
+		added[i] = (uint8_t)result;
+	}
+	return 0;
+}
+
+size_t group_quic_retire_cids(
+	struct group_quic *quic, uint16_t slot, const struct protocol_cid *cids, size_t n_cids)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < n_cids; i++) {
+		const struct dcid_key key = key_of(&cids[i]);
+		uint32_t holder;
+
+		if (bpf_map_lookup_elem(quic->dcid_map, &key, &holder) < 0 || holder != slot ||
+			bpf_map_delete_elem(quic->dcid_map, &key) < 0)
+			continue;
+		forget_one(quic, cids[i].length);
+		n++;
+	}
+	return n;
+}
