@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+Real QUIC servers and clients that Debian 12 does not have: programs of the tree that
+scripts/test-host makes, run by chroot(8) in the namespace of the calling thread. Nothing is mounted,
+so this works wherever root may call chroot(), in a plain chroot as well.
+"""
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+
+import harness
+
+HOSTS = pathlib.Path(os.environ.get("REUSEPORT_TEST_HOSTS", "/var/cache/reuseportd-tests"))
+TREE = HOSTS / "trixie"
+SYSTEM_TESTS = pathlib.Path(__file__).resolve().parent
+NOBODY = 65534
+GTLSCLIENT = "gtlsclient"
+
+
+def missing():
+    """Why the tree can't be used, or None; makes it first when it is not there."""
+    made = subprocess.run([str(harness.ROOT / "scripts" / "test-host")], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=900, check=False)
+    if made.returncode:
+        return f"no Debian 13 tree: {made.stderr.strip()[-400:]}"
+    return None
+
+
+class Place:
+    """A directory that the tree's programs see, for the files of one test."""
+
+    def __init__(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="test-", dir=TREE / "srv"))
+        self.directory.chmod(0o755)
+
+    def inside(self, path=""):
+        """A path below the directory as the tree's programs name it."""
+        return "/" + str((self.directory / path).relative_to(TREE))
+
+    def make(self, name, owner=NOBODY):
+        path = self.directory / name
+        path.mkdir()
+        shutil.chown(path, owner, owner)
+        return path
+
+    def write(self, name, text, mode=0o644):
+        path = self.directory / name
+        if isinstance(text, bytes):
+            path.write_bytes(text)
+        else:
+            path.write_text(text)
+        path.chmod(mode)
+        return path
+
+    def certificate(self):
+        """Writes cert.pem and key.pem for localhost."""
+        harness.run(*command("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+                             "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+                             "-subj", "/CN=localhost", "-addext",
+                             "subjectAltName=DNS:localhost,IP:127.0.0.1",
+                             "-keyout", self.inside("key.pem"), "-out", self.inside("cert.pem"),
+                             user=0))
+        (self.directory / "key.pem").chmod(0o644)
+
+    def remove(self):
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def command(*arguments, user=NOBODY):
+    """Argument vector that runs a program of the tree."""
+    return ["chroot", f"--userspec={user}:{user}", "--groups=", str(TREE), *map(str, arguments)]
+
+
+class H3Client:
+    """h3_client.py, running; what it counted so far is in counts()."""
+
+    def __init__(self, place, name, port, connections, options=()):
+        self.program = place.directory / "h3_client.py"
+        if not self.program.exists():
+            shutil.copy(SYSTEM_TESTS / "h3_client.py", self.program)
+            self.program.chmod(0o644)
+        directory = place.make(name)
+        self.report = directory / "report"
+        self.process = harness.Process(
+            command("python3", "-B", place.inside("h3_client.py"), "--port", port,
+                    "--connections", connections, "--report", place.inside(f"{name}/report"),
+                    *options), directory / "log")
+
+    def counts(self):
+        """The report of at most a quarter of a second ago; empty before the first."""
+        try:
+            return json.loads(self.report.read_text())
+        except FileNotFoundError:
+            assert self.process.returncode is None, self.process.output()
+            return {}
+
+    def count(self, key):
+        return self.counts().get(key, 0)
+
+    def wait_for(self, key, value, what):
+        def reached():
+            assert self.process.returncode is None, self.process.output()
+            return self.count(key) >= value
+        harness.poll_until(reached, what, interval=0.05)
+
+    def wait_for_more(self, key, more, what):
+        self.wait_for(key, self.count(key) + more, what)
+
+    def finish(self):
+        """What it counted, once the requests under way have ended."""
+        self.process.send_signal(2)
+        assert self.process.wait(60) == 0, self.process.output()
+        counts = self.counts()
+        print(f"{self.report.parent.name}: {json.dumps(counts)}")
+        return counts
+
+    def kill(self):
+        self.process.stop(9)
+
+
+class Repeated(threading.Thread):
+    """
+    A client program that makes one connection, run again and again, until finish().
+    judge(completed process) says whether its request was answered.
+    """
+
+    def __init__(self, arguments, judge):
+        super().__init__()
+        self.arguments = [str(a) for a in arguments]
+        self.judge = judge
+        self.ending = threading.Event()
+        self.answered = 0
+        self.lost = []  # what the program said each time
+        self.start()
+
+    def run(self):
+        while not self.ending.is_set():
+            try:
+                done = subprocess.run(self.arguments, stdin=subprocess.DEVNULL, capture_output=True,
+                                      text=True, errors="replace", timeout=60, check=False)
+            except subprocess.TimeoutExpired:
+                self.lost.append("not within 60 s")
+                continue
+            if self.judge(done):
+                self.answered += 1
+            else:
+                self.lost.append(f"status {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+
+    def finish(self):
+        self.ending.set()
+        self.join()
+        return {"answered": self.answered, "lost": len(self.lost)}
+
+
+def curl(port, path, octets):
+    """curl over HTTP/3 alone, a new connection each time; answered: status 200, all of the body."""
+    return Repeated(
+        command("curl", "--silent", "--show-error", "--insecure", "--http3-only", "--max-time", 15,
+                "--output", "/dev/null", "--write-out", "%{http_code} %{size_download}",
+                f"https://127.0.0.1:{port}{path}"),
+        lambda done: done.returncode == 0 and done.stdout == f"200 {octets}")
+
+
+def gtlsclient(port, path, nat_rebinding, move_msec=200, delay_msec=600):
+    """
+    ngtcp2's client, which changes its port in the middle of the connection: with nat_rebinding
+    unawares, as behind a NAT, and without by a migration to a new connection ID. It makes one request
+    after that, and ends with status 0 even when that is not answered.
+    """
+    arguments = [GTLSCLIENT, "--no-quic-dump", "--no-http-dump", f"--change-local-addr={move_msec}ms",
+                 f"--delay-stream={delay_msec}ms", "--timeout=5s", "--exit-on-all-streams-close"]
+    if nat_rebinding:
+        arguments.append("--nat-rebinding")
+    arguments += ["127.0.0.1", port, f"https://localhost:{port}{path}"]
+    return Repeated(arguments, lambda done: re.search(r":status: 200\b", done.stdout + done.stderr))

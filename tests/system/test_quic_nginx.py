@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+nginx 1.26 with HTTP/3, unmodified: first alone, as it is without reuseportd, for the figures of
+docs/quic-servers.md; then behind reuseportd with ConnectionID=nginx.
+
+Counted is what real clients see: our h3_client.py (connections that stay, and go on requesting while they
+change port or connection ID), curl and gtlsclient (a new connection for each request).
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import pytest
+
+import harness
+import hosts
+
+PORT = 8443
+SLOW_OCTETS = 32768
+CONFIGURATION = """
+daemon off;
+pid {inside}/pid;
+error_log stderr {log_level};
+worker_processes {workers};
+{main}
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    default_type text/plain;
+    keepalive_timeout 60;
+    keepalive_requests 1000000;
+    client_body_temp_path {inside}/body;
+    proxy_temp_path {inside}/proxy;
+    fastcgi_temp_path {inside}/fastcgi;
+    uwsgi_temp_path {inside}/uwsgi;
+    scgi_temp_path {inside}/scgi;
+    ssl_certificate {place}/cert.pem;
+    ssl_certificate_key {place}/key.pem;
+    quic_host_key {place}/host.key;
+    quic_active_connection_id_limit 8;
+    server {{
+        listen 127.0.0.1:{port} quic{listen};
+        {server}
+        location = / {{ return 200 "answered\\n"; }}
+        location = /slow {{ root {place}; limit_rate 16k; }}
+    }}
+}}
+"""
+
+
+@pytest.fixture(scope="session")
+def tree(system):
+    why = hosts.missing()
+    if why:
+        pytest.skip(why)
+    if not shutil.which(hosts.GTLSCLIENT):
+        pytest.skip("needs gtlsclient (Debian 12: ngtcp2-client)")
+
+
+@pytest.fixture
+def place(tree):
+    result = hosts.Place()
+    result.certificate()
+    result.write("host.key", os.urandom(64))
+    result.write("slow", b"x" * SLOW_OCTETS)
+    yield result
+    result.remove()
+
+
+def configure(place, name, **values):
+    directory = place.make(name)
+    settings = dict(inside=place.inside(name), place=place.inside(), port=PORT, workers=1, main="",
+                    listen="", server="", log_level="notice")
+    settings.update(values)
+    place.write(f"{name}/nginx.conf", CONFIGURATION.format(**settings))
+    return directory
+
+
+class Clients:
+    """Every kind at once, so that a run says how each fares."""
+
+    def __init__(self, place):
+        slow = ["--path", "/slow", "--octets", SLOW_OCTETS]
+        self.ours = {}
+        self.others = {}
+        try:
+            for name, connections, options in (
+                    ("steady", 8, []),
+                    ("rebind", 12, ["--move", "rebind"]),
+                    ("migrate", 12, ["--move", "migrate"]),
+                    ("download-rebind", 8, ["--move", "rebind", *slow]),
+                    ("download-migrate", 8, ["--move", "migrate", *slow])):
+                self.ours[name] = hosts.H3Client(place, name, PORT, connections,
+                                                 ["--pause", 0.2, "--patience", 5, *options])
+            for name, client in self.ours.items():
+                client.wait_for("answered" if "download" not in name else "handshakes", 8,
+                                f"{name} has begun")
+            self.others["curl"] = hosts.curl(PORT, "/", 9)
+            self.others["gtlsclient rebind"] = hosts.gtlsclient(PORT, "/", True)
+            self.others["gtlsclient migrate"] = hosts.gtlsclient(PORT, "/", False)
+        except BaseException:
+            self.kill()
+            raise
+
+    def go_on(self, answers=20):
+        """Back when each client with connections that stay has moved on a good deal."""
+        before = {name: client.count("answered") for name, client in self.ours.items()}
+
+        def more():
+            return all(client.count("answered") + client.count("requests_lost") >= before[name] +
+                       (answers if "download" not in name else 6)
+                       for name, client in self.ours.items())
+        harness.poll_until(more, "requests go on", interval=0.05)
+
+    def finish(self):
+        """{client: counts}, the losses in words apart."""
+        counts = {}
+        said = []
+        for name, client in self.others.items():
+            counts[name] = client.finish()
+            said += [f"{name}: {loss}" for loss in client.lost]
+        for name, client in self.ours.items():
+            counts[name] = client.finish()
+            said += [f"{name}: {loss}" for loss in counts[name].pop("losses")]
+            counts[name].pop("open")
+        self.kill()
+        return counts, said
+
+    def kill(self):
+        for client in self.others.values():
+            client.finish()
+        for client in self.ours.values():
+            client.kill()
+
+
+def report(title, counts, said):
+    """What a person is to read in the log, and docs/quic-servers.md has."""
+    print(f"\n=== {title}")
+    for name, each in counts.items():
+        print(f"{name:20}", json.dumps(each))
+    print("total", json.dumps(total(counts)))
+    for loss in said[:60]:
+        print("  ", loss)
+
+
+def total(counts):
+    return {
+        "answered": sum(c["answered"] for c in counts.values()),
+        "requests_lost": sum(c.get("requests_lost", c.get("lost", 0)) for c in counts.values()),
+        **{key: sum(c.get(key, 0) for c in counts.values())
+           for key in ("connections", "connections_lost", "resets", "failed", "retried", "rebound",
+                       "migrated")},
+    }
+
+
+def children(pid):
+    return [int(c) for c in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("quic_bpf", ("off", "on"))
+def test_nginx_alone_reloading_for_comparison(netns, place, quic_bpf):
+    """
+    What reuseportd is compared with: four workers of nginx, reloaded three times under load. How much is
+    lost varies; that the clients count it, and that nginx answers at all, does not.
+    """
+    reloads = 3
+    directory = configure(place, "nginx", workers=4, main=f"user nobody nogroup; quic_bpf {quic_bpf};",
+                          listen=" reuseport")
+    nginx = harness.Process(
+        hosts.command("nginx", "-e", "stderr", "-c", place.inside("nginx/nginx.conf"), "-p",
+                      place.inside("nginx"), user=0), directory / "log")
+    clients = None
+    try:
+        harness.poll_until(lambda: len(children(nginx.pid)) == 4, "four workers")
+        clients = Clients(place)
+        for _ in range(reloads):
+            clients.go_on()
+            before = set(children(nginx.pid))
+            nginx.send_signal(signal.SIGHUP)
+            harness.poll_until(lambda: len(set(children(nginx.pid)) - before) == 4, "four new workers")
+        clients.go_on()
+        counts, said = clients.finish()
+        report(f"nginx alone, quic_bpf {quic_bpf}, {reloads} reloads", counts, said)
+        assert counts["curl"]["answered"] > 0 and counts["steady"]["answered"] > 0
+        for name, each in counts.items():
+            if "requests" in each:
+                assert each["requests"] == each["answered"] + each["requests_lost"], name
+                assert each["connections"] == each["closed"] + each["connections_lost"] + each["failed"]
+    finally:
+        if clients:
+            clients.kill()
+        nginx.stop(signal.SIGTERM)
