@@ -150,8 +150,8 @@ enum arrival {
 static __always_inline void count_new(struct group_counters *counters, enum arrival arrival)
 {
 	if (arrival == ARRIVAL_STRAY)
-		return; /* counted by who found it */
-	if (arrival == ARRIVAL_MOVED)
+		__sync_fetch_and_add(&counters->verdict[VERDICT_STRAY], 1);
+	else if (arrival == ARRIVAL_MOVED)
 		__sync_fetch_and_add(&counters->verdict[VERDICT_MIGRATED], 1);
 	else
 		counters->verdict[VERDICT_LISTENER]++;
@@ -159,7 +159,8 @@ static __always_inline void count_new(struct group_counters *counters, enum arri
 
 /*
  * A new connection or one that moves: listener map, else other active workers, else the standby.
- * Returns the slot that took it, INDEX_STANDBY for the standby, INDEX_NONE for nobody.
+ * Returns the slot that took it, INDEX_STANDBY for the standby, INDEX_NONE for nobody. Each packet
+ * is counted once: what the standby holds is counted as that, whatever it is.
  */
 static __always_inline __u32 select_new(struct sk_reuseport_md *ctx, __u32 hash,
 	struct group_counters *counters, enum arrival arrival)
@@ -177,7 +178,10 @@ static __always_inline __u32 select_new(struct sk_reuseport_md *ctx, __u32 hash,
 		report_empty(slot);
 		slot = select_fallback(ctx, hash);
 		if (slot < SLOT_COUNT) {
-			counters->verdict[VERDICT_FALLBACK]++;
+			if (arrival == ARRIVAL_STRAY)
+				count_new(counters, arrival);
+			else
+				counters->verdict[VERDICT_FALLBACK]++;
 			count_slot(slot, arrival != ARRIVAL_STRAY);
 			return slot;
 		}

@@ -321,7 +321,6 @@ static __always_inline int drop_invalid(
 static __always_inline int select_stray(
 	struct sk_reuseport_md *ctx, struct group_counters *counters, __u64 hash)
 {
-	__sync_fetch_and_add(&counters->verdict[VERDICT_STRAY], 1);
 	return verdict_of(select_new(ctx, quic_listener_hash(hash), counters, ARRIVAL_STRAY));
 }
 

@@ -32,7 +32,6 @@ int tcp_select(struct sk_reuseport_md *ctx)
 		return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_MOVED));
 	if (opens_connection(ctx))
 		return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_NEW));
-	counters->verdict[VERDICT_STRAY]++;
 	return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_STRAY));
 }
 
