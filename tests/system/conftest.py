@@ -13,6 +13,7 @@ import tempfile
 import pytest
 
 import harness
+from quic_plane import Plane
 
 TEST_SECONDS = 150
 
@@ -137,3 +138,44 @@ def flood(tmp_path_factory):
             process.stdout.close()
 
     return connections
+
+
+@pytest.fixture
+def plane(start_daemon, configuration):
+    """plane(mode): a daemon with a listener of that mode; see quic_plane.py."""
+    planes = []
+
+    def make(mode="quic-lb", **options):
+        made = Plane(start_daemon, configuration, mode, **options)
+        planes.append(made)
+        return made
+
+    yield make
+    for made in planes:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def quic_reader(tmp_path_factory):
+    """quic_reader(packets, configuration): what quic_reader.c says of each, as (kind, DCID, server ID)."""
+    program = tmp_path_factory.mktemp("quic") / "quic_reader"
+    harness.run("cc", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", f"-I{harness.ROOT}",
+                "-o", program, harness.ROOT / "tests" / "system" / "quic_reader.c")
+
+    def octets(text):
+        return None if text == "-" else b"" if text == "." else bytes.fromhex(text)
+
+    def read(packets, configuration, short_length=None):
+        if short_length is None:
+            short_length = configuration.cid_length
+        result = subprocess.run(
+            [str(program), str(short_length), str(configuration.rotation),
+             str(configuration.server_id_length), str(configuration.nonce_length),
+             configuration.key.hex() if configuration.key else "-"],
+            input=b"".join(len(p).to_bytes(2, "big") + p for p in packets),
+            stdout=subprocess.PIPE, check=True, timeout=60)
+        lines = [line.split() for line in result.stdout.decode().splitlines()]
+        assert len(lines) == len(packets)
+        return [(kind, octets(dcid), octets(server_id)) for kind, dcid, server_id in lines]
+
+    return read

@@ -5,6 +5,7 @@ connection IDs (draft-ietf-quic-load-balancers-21), written from the draft and s
 bpf/quic_lb.h: what the program in the kernel decodes is checked against somebody else's arithmetic.
 """
 import os
+import random
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -153,3 +154,8 @@ def foreign_cid(length, rotation=UNROUTABLE):
     cid = bytearray(os.urandom(length))
     cid[0] = rotation << 5 | cid[0] & 0x1f
     return bytes(cid)
+
+
+def unknown_ids(count):
+    """IDs as clients make them for their first packets: 8 to 20 random octets, no two alike."""
+    return [os.urandom(random.randint(8, 20)) for _ in range(count)]
