@@ -7,6 +7,7 @@
 
 #include "common/util.h"
 #include "daemon/control.h"
+#include "daemon/explain.h"
 #include "daemon/group.h"
 #include "daemon/manager.h"
 
@@ -281,6 +282,7 @@ static int method_reload(
 
 const struct control_method manager_methods[] = {
 	{.name = "Status", .handler = method_status},
+	{.name = "Explain", .handler = explain_method},
 	{.name = "Drain", .changes = true, .handler = method_drain},
 	{.name = "Undrain", .changes = true, .handler = method_undrain},
 	{.name = "SetWeight", .changes = true, .handler = method_set_weight},

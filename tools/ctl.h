@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What the parts of reuseportctl share: one call to the daemon, and the table of Status. Errors are
- * told to the person on stderr where they are found; what comes back is an exit status.
+ * What the parts of reuseportctl share: one call to the daemon, and how replies are told to people.
+ * Errors are told to the person on stderr where they are found; what comes back is an exit status.
  */
 #pragma once
 
@@ -32,3 +32,6 @@ int ctl_call(
 
 /* The reply to Status as tables on stdout. legend: with headings and the line on the daemon. */
 int ctl_print_status(const json_t *status, bool legend, bool colour);
+
+/* The reply to Explain as a sentence on stdout. */
+int ctl_print_explanation(const json_t *reply);

@@ -24,6 +24,10 @@ struct options {
 	const char *socket;
 	const char *instance;
 	const char *service;
+	const char *listener; /* explain: SERVICE/LISTENER */
+	const char *packet;
+	const char *cid;
+	const char *from;
 	enum json_mode json;
 	bool legend;
 	bool help, version;
@@ -43,7 +47,10 @@ static void print_help(void)
 	     "  drain WORKER                 Give it no new connection and tell its process\n"
 	     "  undrain WORKER               Make a draining worker active again\n"
 	     "  weight WORKER N              Its share of new connections, 1 to 1000\n"
-	     "  reload                       Read the configuration again\n\n"
+	     "  reload                       Read the configuration again\n"
+	     "  explain --packet HEX [--from ADDRESS:PORT] [--listener SERVICE/LISTENER]\n"
+	     "  explain --cid HEX [--listener SERVICE/LISTENER]\n"
+	     "                               Where a QUIC packet would go now, and why\n\n"
 	     "Commands that need no daemon, always JSON:\n"
 	     "  explain --offline --packet HEX [--cid-length N]\n"
 	     "                               What a QUIC packet is\n"
@@ -251,12 +258,51 @@ static int run_reload(const struct options *options, int argc, char **argv)
 	return CTL_OK;
 }
 
+static int run_explain(const struct options *options, int argc, char **argv)
+{
+	const char *slash = options->listener ? strchr(options->listener, '/') : NULL;
+	json_t *parameters = json_object(), *reply;
+	int result = 0;
+
+	if (argc || options->instance || options->service)
+		result = usage("explain takes --packet or --cid, --from and --listener", NULL);
+	else if (!options->packet == !options->cid)
+		result = usage("explain needs one of --packet HEX and --cid HEX", NULL);
+	else if (options->listener && (!slash || slash == options->listener || !slash[1]))
+		result = usage("--listener is SERVICE/LISTENER, not", options->listener);
+	if (result == CTL_OK && slash) {
+		json_object_set_new(parameters, "service",
+			json_stringn(options->listener, (size_t)(slash - options->listener)));
+		json_object_set_new(parameters, "listener", json_string(slash + 1));
+	}
+	if (result == CTL_OK && options->packet)
+		json_object_set_new(parameters, "packet", json_string(options->packet));
+	if (result == CTL_OK && options->cid)
+		json_object_set_new(parameters, "cid", json_string(options->cid));
+	if (result == CTL_OK && options->from)
+		json_object_set_new(parameters, "from", json_string(options->from));
+	if (result != CTL_OK) {
+		json_decref(parameters);
+		return result;
+	}
+	result = ctl_call(options->socket, "Explain", parameters, "explain this packet", &reply);
+	if (result != CTL_OK)
+		return result;
+	if (options->json != JSON_OFF)
+		print_json(options, reply);
+	else
+		result = ctl_print_explanation(reply);
+	json_decref(reply);
+	return result;
+}
+
 static const struct command commands[] = {
 	{"status", run_status},
 	{"drain", run_drain},
 	{"undrain", run_undrain},
 	{"weight", run_weight},
 	{"reload", run_reload},
+	{"explain", run_explain},
 };
 
 static int set_json(struct options *options, const char *mode)
@@ -275,13 +321,28 @@ static int set_json(struct options *options, const char *mode)
 /* Parses options from argv[1] on; getopt's first character "+" stops at what is no option. */
 static int parse(struct options *options, int argc, char **argv, const char *letters)
 {
-	enum { SOCKET = 256, INSTANCE, SERVICE, JSON, NO_LEGEND, SHOW_VERSION };
+	enum {
+		SOCKET = 256,
+		INSTANCE,
+		SERVICE,
+		JSON,
+		NO_LEGEND,
+		SHOW_VERSION,
+		LISTENER,
+		PACKET,
+		CID,
+		FROM
+	};
 	static const struct option long_options[] = {
 		{"socket", required_argument, NULL, SOCKET},
 		{"instance", required_argument, NULL, INSTANCE},
 		{"service", required_argument, NULL, SERVICE},
 		{"json", required_argument, NULL, JSON},
 		{"no-legend", no_argument, NULL, NO_LEGEND},
+		{"listener", required_argument, NULL, LISTENER},
+		{"packet", required_argument, NULL, PACKET},
+		{"cid", required_argument, NULL, CID},
+		{"from", required_argument, NULL, FROM},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, SHOW_VERSION},
 		{0},
@@ -296,6 +357,14 @@ static int parse(struct options *options, int argc, char **argv, const char *let
 			options->instance = optarg;
 		else if (option == SERVICE)
 			options->service = optarg;
+		else if (option == LISTENER)
+			options->listener = optarg;
+		else if (option == PACKET)
+			options->packet = optarg;
+		else if (option == CID)
+			options->cid = optarg;
+		else if (option == FROM)
+			options->from = optarg;
 		else if (option == NO_LEGEND)
 			options->legend = false;
 		else if (option == 'h')
@@ -308,6 +377,15 @@ static int parse(struct options *options, int argc, char **argv, const char *let
 			return CTL_USAGE;
 	}
 	return CTL_OK;
+}
+
+/* explain has two lives; the one without a daemon parses its arguments itself. */
+static bool is_offline(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++)
+		if (strcmp(argv[i], "--offline") == 0)
+			return true;
+	return false;
 }
 
 static int run(const struct options *options, const char *name, int argc, char **argv)
@@ -343,7 +421,7 @@ int main(int argc, char **argv)
 	argc -= optind;
 	argv += optind;
 	if (result == CTL_OK && argc > 0 && !options.help && !options.version) {
-		if (strcmp(argv[0], "explain") == 0)
+		if (strcmp(argv[0], "explain") == 0 && is_offline(argc, argv))
 			return offline_explain(argc, argv);
 		if (strcmp(argv[0], "make-cid") == 0)
 			return offline_make_cid(argc, argv);

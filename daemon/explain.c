@@ -1,0 +1,535 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Explain: where a packet to a QUIC listener would go, and why.
+ *
+ * The steps are those of bpf/quic.bpf.c, in its order, on its own maps, by the same header parser,
+ * codec and hashes; but nothing is selected, remembered or counted. So the answer holds for the
+ * moment in which it is given. Only what the program does with a packet is told: that a worker has
+ * room in its socket's queue is another matter.
+ */
+#include "daemon/explain.h"
+
+#include <arpa/inet.h>
+#include <bpf/bpf.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "bpf/quic_layout.h"
+#include "common/util.h"
+#include "daemon/group.h"
+#include "daemon/group-quic.h"
+#include "daemon/key-file.h"
+
+#define INVALID_PARAMETER "org.varlink.service.InvalidParameter"
+#define DATAGRAM_MAX 65535
+
+/* What is asked, and the answer as it is found. */
+struct explanation {
+	const struct listener *listener;
+	uint8_t *datagram;
+	size_t length;
+	struct quic_packet packet;
+	bool has_from;
+	uint64_t address[2]; /* of the client, as the program reads it */
+	uint16_t port;       /* in network order */
+	uint64_t hash;       /* by which a worker is found where the ID names nobody */
+
+	const char *step;
+	uint32_t slot; /* INDEX_NONE: no worker's */
+	char *reason;
+};
+
+static void explanation_done(struct explanation *e)
+{
+	free(e->datagram);
+	free(e->reason);
+}
+
+static void conclude(struct explanation *e, const char *step, uint32_t slot, const char *format,
+	...) _printf_(4, 5);
+static void conclude(
+	struct explanation *e, const char *step, uint32_t slot, const char *format, ...)
+{
+	va_list arguments;
+
+	e->step = step;
+	e->slot = slot;
+	free(e->reason);
+	va_start(arguments, format);
+	if (vasprintf(&e->reason, format, arguments) < 0)
+		e->reason = NULL;
+	va_end(arguments);
+}
+
+static uint8_t short_dcid_length(enum cid_mode mode)
+{
+	if (mode == CID_QUIC_LB || mode == CID_QUIC_LB_PLAIN)
+		return QUIC_CID_LENGTH;
+	return mode == CID_NGINX ? QUIC_CID_OCTETS : 0;
+}
+
+static bool begins_connection(const struct explanation *e)
+{
+	uint8_t kind = e->packet.header.kind;
+
+	return kind == QUIC_INITIAL || kind == QUIC_0RTT || kind == QUIC_UNKNOWN_VERSION;
+}
+
+/* Whether the slot's socket can be selected for an ID that names the slot. */
+static bool has_worker(const struct explanation *e, uint32_t slot)
+{
+	const struct group *group = e->listener->group;
+
+	return slot < SLOT_COUNT && slot != group->listener_map->vacant &&
+	       group_has_socket(group, (uint16_t)slot, NULL);
+}
+
+/* At most QUIC_CID_OCTETS octets as words in the order of memory, zero behind their end. */
+static void load_words(const uint8_t *octets, size_t length, uint64_t words[3])
+{
+	memset(words, 0, 3 * sizeof(*words));
+	if (length)
+		memcpy(words, octets, MIN(length, (size_t)QUIC_CID_OCTETS));
+}
+
+static uint64_t hash_words(
+	const struct explanation *e, const uint8_t *id, size_t length, size_t told_length)
+{
+	uint64_t words[3];
+
+	load_words(id, length, words);
+	return quic_hash(&e->listener->group->quic->state->hash_key, words[0], words[1],
+		words[2] | QUIC_HASH_CID(told_length));
+}
+
+static uint64_t hash_id(const struct explanation *e, const uint8_t *id, size_t length)
+{
+	return hash_words(e, id, length, length);
+}
+
+/* Of a long header: as far as it is there, and counted as empty near the end of the datagram. */
+static uint64_t hash_scid(const struct explanation *e)
+{
+	size_t offset = (size_t)e->packet.header.dcid_offset + e->packet.header.dcid_length;
+
+	if (offset + 1 + QUIC_CID_OCTETS > e->length)
+		return hash_id(e, NULL, 0);
+	return hash_id(
+		e, e->datagram + offset + 1, MIN(e->datagram[offset], (size_t)QUIC_CID_OCTETS));
+}
+
+static uint64_t hash_address(const struct explanation *e)
+{
+	return quic_hash(&e->listener->group->quic->state->hash_key, e->address[0], e->address[1],
+		QUIC_HASH_FLOW | e->port);
+}
+
+static uint64_t hash_prefix(const struct explanation *e, const uint8_t *id, uint32_t prefix)
+{
+	size_t length = (size_t)(e->datagram + e->length - id);
+	uint64_t words[3];
+
+	load_words(id, MIN(length, (size_t)prefix), words);
+	return quic_hash(
+		&e->listener->group->quic->state->hash_key, words[0], 0, QUIC_HASH_PREFIX(prefix));
+}
+
+/* The slot that the flow map has for a hash, if that has a socket; else INDEX_NONE. */
+static uint32_t flow_slot(const struct explanation *e, uint64_t hash)
+{
+	const struct group *group = e->listener->group;
+	const struct listener_map *map = group->listener_map;
+	const struct flow_set *set = &group->flows[quic_flow_set(hash) & map->flow_mask];
+	struct timespec time;
+	uint32_t now;
+
+	/* bpf_ktime_get_coarse_ns() */
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
+	now = (uint32_t)(((uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec) >>
+			 FLOW_TICK_SHIFT);
+	for (unsigned i = 0; i < FLOW_WAYS; i++) {
+		uint64_t word = __atomic_load_n(&set->word[i], __ATOMIC_RELAXED);
+		uint32_t slot = word >> 16 & 0xffff;
+
+		if (word >> 32 != quic_flow_tag(hash))
+			continue;
+		return flow_age(word, now) <= map->flow_timeout && has_worker(e, slot) ? slot
+										       : INDEX_NONE;
+	}
+	return INDEX_NONE;
+}
+
+/* A new connection, or a packet of none; why is what led here, stolen. select_new() in BPF. */
+static void conclude_by_listener_map(struct explanation *e, uint64_t hash, char *why)
+{
+	_cleanup_free_ char *led = why;
+	const char *because = led ? led : "its connection ID names nobody";
+	const struct listener_map *map = e->listener->group->listener_map;
+	const struct listener_table *table = &map->tables[map->current & 1];
+	uint32_t n = table->n_active, hash32 = quic_listener_hash(hash), slot;
+	const char *what = begins_connection(e)
+				   ? "it begins a connection"
+				   : "an active worker answers it, with a stateless reset";
+
+	if (n) {
+		slot = table->entries[((uint64_t)hash32 * TABLE_SIZE) >> 32];
+		if (group_has_socket(e->listener->group, (uint16_t)slot, NULL)) {
+			conclude(e, begins_connection(e) ? "listener" : "stray", slot,
+				"%s; %s: chosen by the listener map", because, what);
+			return;
+		}
+	}
+	for (uint32_t i = 0; i < FALLBACK_TRIES && i < n; i++) {
+		slot = table->active[(hash32 % n + i) % n];
+		if (!group_has_socket(e->listener->group, (uint16_t)slot, NULL))
+			continue;
+		conclude(e, "fallback", slot,
+			"%s; %s: another active worker, since the socket of the listener map's "
+			"choice is gone",
+			because, what);
+		return;
+	}
+	if (map->standby != INDEX_NONE)
+		conclude(e, "standby", INDEX_NONE,
+			"%s; no worker is active: it waits for the next one", because);
+	else
+		conclude(e, "dropped", INDEX_NONE,
+			"%s; no worker is active, and the listener has no standby: refused",
+			because);
+}
+
+/*
+ * Modes quic-lb and quic-lb-plain. True: the ID decides. Else *ret_why may be why it does not, to
+ * free.
+ */
+static bool explain_own_id(struct explanation *e, char **ret_why)
+{
+	const struct quic_state *state = e->listener->group->quic->state;
+	const uint8_t *dcid = e->packet.dcid;
+	uint8_t server_id[QUIC_SERVER_ID_LENGTH];
+	uint32_t rotation, host, slot;
+
+	if (e->packet.header.dcid_length == 0)
+		return false;
+	rotation = quic_lb_rotation(dcid[0]);
+	if (!(state->rotations >> rotation & 1) ||
+		quic_lb_decode(&state->config[rotation], dcid, e->packet.header.dcid_length,
+			server_id, NULL) < 0 ||
+		server_id[2] || server_id[3])
+		return false;
+	host = (uint32_t)server_id[0] << 8 | server_id[1];
+	slot = (uint32_t)server_id[4] << 8 | server_id[5];
+	if (host << 16 != state->server) {
+		if (asprintf(ret_why, "its connection ID names slot %u of host %u, and this is %u",
+			    slot, host, state->server >> 16) < 0)
+			*ret_why = NULL;
+		return false;
+	}
+	if (!has_worker(e, slot)) {
+		if (asprintf(ret_why, "its connection ID names slot %u, where no worker is", slot) <
+			0)
+			*ret_why = NULL;
+		return false;
+	}
+	conclude(e, "connection-id", slot, "its connection ID names slot %u", slot);
+	return true;
+}
+
+static bool explain_registered_as(struct explanation *e, size_t length)
+{
+	const struct group_quic *quic = e->listener->group->quic;
+	struct dcid_key key = {.length = (uint8_t)length};
+	uint32_t slot;
+
+	memcpy(key.octet, e->packet.dcid, MIN(length, sizeof(key.octet)));
+	if (bpf_map_lookup_elem(quic->dcid_map, &key, &slot) < 0 || !has_worker(e, slot))
+		return false;
+	conclude(e, "connection-id", slot, "its connection ID was registered for slot %u", slot);
+	return true;
+}
+
+static bool explain_registered_id(struct explanation *e)
+{
+	const struct quic_state *state = e->listener->group->quic->state;
+
+	if (e->packet.header.long_header)
+		return explain_registered_as(e, e->packet.header.dcid_length);
+	for (unsigned i = 0; i < QUIC_CID_LENGTHS; i++) {
+		size_t length = state->cid_length[i];
+
+		if (length == 0 || e->length < 1 + length)
+			continue;
+		if (explain_registered_as(e, length))
+			return true;
+		e->hash = hash_words(e, e->packet.dcid, length, 0);
+	}
+	return false;
+}
+
+static bool explain_cookie(struct explanation *e)
+{
+	uint64_t words[3], cookie;
+	uint32_t slot;
+
+	load_words(e->packet.dcid, e->packet.header.dcid_length, words);
+	cookie = be64toh(words[0]);
+	if (bpf_map_lookup_elem(e->listener->group->quic->cookie_map, &cookie, &slot) < 0 ||
+		!has_worker(e, slot))
+		return false;
+	conclude(e, "connection-id", slot,
+		"its connection ID begins with the cookie of the socket of slot %u", slot);
+	return true;
+}
+
+/* Opaque: what was learned of IDs and addresses. */
+static void explain_opaque(struct explanation *e)
+{
+	uint64_t address = hash_address(e), hash = address;
+	uint32_t prefix = e->listener->group->quic->state->prefix, slot;
+
+	if (e->packet.header.long_header) {
+		hash = quic_hash_handshake(address, hash_scid(e));
+		slot = flow_slot(e, hash);
+		if (slot != INDEX_NONE)
+			conclude(e, "flow", slot,
+				"this client's handshake with this source connection ID is at "
+				"slot %u",
+				slot);
+	} else {
+		slot = prefix ? flow_slot(e, hash_prefix(e, e->packet.dcid, prefix)) : INDEX_NONE;
+		if (slot != INDEX_NONE) {
+			conclude(e, "flow", slot,
+				"its connection ID was seen to belong to slot %u (%u octets of it)",
+				slot, prefix);
+			return;
+		}
+		slot = flow_slot(e, address);
+		if (slot != INDEX_NONE)
+			conclude(e, "flow", slot,
+				"what came from this address and port before is at slot %u", slot);
+	}
+	if (slot == INDEX_NONE)
+		conclude_by_listener_map(
+			e, hash, strdup("nothing is known of this address and connection ID"));
+}
+
+static void explain_packet(struct explanation *e)
+{
+	enum cid_mode mode = e->listener->config->cid_mode;
+	char *why = NULL;
+	uint32_t slot;
+
+	e->packet = quic_read_packet(e->datagram, e->length, short_dcid_length(mode));
+	if (e->packet.header.kind == QUIC_INVALID) {
+		conclude(e, "invalid", INDEX_NONE,
+			"it ends before its destination connection ID does: dropped in silence");
+		return;
+	}
+	e->hash = hash_id(e, e->packet.dcid, e->packet.header.dcid_length);
+	if (((mode == CID_QUIC_LB || mode == CID_QUIC_LB_PLAIN) && explain_own_id(e, &why)) ||
+		(mode == CID_REGISTERED && explain_registered_id(e)) ||
+		(mode == CID_NGINX && explain_cookie(e)))
+		return;
+	if (mode == CID_OPAQUE) {
+		explain_opaque(e);
+		return;
+	}
+	slot = begins_connection(e) ? flow_slot(e, e->hash) : INDEX_NONE;
+	if (slot == INDEX_NONE) {
+		conclude_by_listener_map(e, e->hash, why);
+		return;
+	}
+	free(why);
+	conclude(e, "flow", slot, "the handshake with this connection ID is at slot %u", slot);
+}
+
+/* The handler's answer to a parameter that it does not take. */
+static int invalid_parameter(const char *name, json_t **ret, const char **ret_error)
+{
+	*ret_error = INVALID_PARAMETER;
+	*ret = json_pack("{s:s}", "parameter", name);
+	return -EINVAL;
+}
+
+static int failed(json_t **ret, const char **ret_error, const char *format, ...) _printf_(3, 4);
+static int failed(json_t **ret, const char **ret_error, const char *format, ...)
+{
+	_cleanup_free_ char *message = NULL;
+	va_list arguments;
+
+	va_start(arguments, format);
+	if (vasprintf(&message, format, arguments) < 0)
+		message = NULL;
+	va_end(arguments);
+	*ret_error = "io.reuseport.Control.Failed";
+	*ret = json_pack(
+		"{s:s, s:i}", "message", message ? message : "not enough memory", "errno", ENOENT);
+	return -ENOENT;
+}
+
+/* The one QUIC listener that service and listener (each NULL: any) leave. */
+static int find_listener(struct manager *manager, const char *service_name,
+	const char *listener_name, const struct listener **ret_listener, json_t **ret,
+	const char **ret_error)
+{
+	const struct listener *found = NULL;
+
+	if (service_name && !manager_find_service(manager, service_name)) {
+		*ret_error = "io.reuseport.Control.NoSuchService";
+		*ret = json_pack("{s:s}", "name", service_name);
+		return -ENOENT;
+	}
+	for (const struct service *s = manager->services; s; s = s->next) {
+		if (service_name && strcmp(s->config->name, service_name) != 0)
+			continue;
+		for (size_t i = 0; i < s->n_listeners; i++) {
+			const struct listener *listener = s->listeners[i];
+
+			if (!listener || listener->config->transport != TRANSPORT_QUIC ||
+				(listener_name &&
+					strcmp(listener->config->name, listener_name) != 0))
+				continue;
+			if (found)
+				return failed(ret, ret_error,
+					"%s/%s and %s/%s are both possible: name the service and the "
+					"listener",
+					found->service->config->name, found->config->name,
+					s->config->name, listener->config->name);
+			found = listener;
+		}
+	}
+	if (!found)
+		return failed(ret, ret_error, "there is no QUIC listener%s%s%s%s",
+			listener_name ? " of the name " : "", listener_name ? listener_name : "",
+			service_name ? " in the service " : "", service_name ? service_name : "");
+	*ret_listener = found;
+	return 0;
+}
+
+/* packet, or the ID as a short header without anything behind it. */
+static int read_datagram(struct explanation *e, const char *packet, const char *cid, json_t **ret,
+	const char **ret_error)
+{
+	const char *text = packet ? packet : cid;
+	size_t n, header = packet ? 0 : 1;
+
+	if (!packet == !cid)
+		return invalid_parameter("packet", ret, ret_error);
+	n = strlen(text) / 2;
+	if (strlen(text) % 2 || n > (packet ? DATAGRAM_MAX : QUIC_CID_OCTETS))
+		return invalid_parameter(packet ? "packet" : "cid", ret, ret_error);
+	e->datagram = calloc(1, header + n + 1);
+	if (!e->datagram)
+		return -ENOMEM;
+	if (!packet)
+		e->datagram[0] = 0x40;
+	if (n && !key_from_hex(text, e->datagram + header, n))
+		return invalid_parameter(packet ? "packet" : "cid", ret, ret_error);
+	e->length = header + n;
+	return 0;
+}
+
+/* ADDRESS:PORT of the client, IPv6 in brackets. */
+static int read_from(struct explanation *e, const char *text)
+{
+	const char *colon = strrchr(text, ':');
+	char host[INET6_ADDRSTRLEN + 2] = "";
+	struct in6_addr in6;
+	unsigned long port;
+	size_t length;
+	char *end;
+
+	if (!colon || (size_t)(colon - text) >= sizeof(host))
+		return -EINVAL;
+	length = (size_t)(colon - text);
+	memcpy(host, text, length);
+	port = strtoul(colon + 1, &end, 10);
+	if (colon[1] < '0' || colon[1] > '9' || *end || port == 0 || port > UINT16_MAX)
+		return -EINVAL;
+	e->port = htons((uint16_t)port);
+	e->has_from = true;
+	if (inet_pton(AF_INET, host, e->address) == 1)
+		return 0;
+	if (host[0] != '[' || host[length - 1] != ']')
+		return -EINVAL;
+	host[length - 1] = '\0';
+	if (inet_pton(AF_INET6, host + 1, &in6) != 1)
+		return -EINVAL;
+	if (IN6_IS_ADDR_V4MAPPED(&in6))
+		memcpy(e->address, &in6.s6_addr[12], 4);
+	else
+		memcpy(e->address, &in6, sizeof(in6));
+	return 0;
+}
+
+static json_t *hex_json(const uint8_t *octets, size_t length)
+{
+	char text[2 * 255 + 1];
+
+	if (!octets)
+		return json_null();
+	for (size_t i = 0; i < length; i++)
+		snprintf(text + 2 * i, 3, "%02x", octets[i]);
+	return json_stringn(text, 2 * length);
+}
+
+static json_t *answer(struct manager *manager, const struct explanation *e)
+{
+	const struct worker *worker = e->slot < SLOT_COUNT ? manager->slots[e->slot] : NULL;
+	json_t *result = json_pack("{s:s, s:s, s:s, s:s, s:o, s:s}", "service",
+		e->listener->service->config->name, "listener", e->listener->config->name, "kind",
+		quic_kind_name(e->packet.header.kind), "step", e->step, "dcid",
+		hex_json(e->packet.dcid, e->packet.header.dcid_length), "reason",
+		e->reason ? e->reason : "");
+
+	if (!result)
+		return NULL;
+	json_object_set_new(result, "version",
+		e->packet.has_version ? json_sprintf("0x%08x", e->packet.header.version)
+				      : json_null());
+	json_object_set_new(
+		result, "slot", e->slot < SLOT_COUNT ? json_integer(e->slot) : json_null());
+	json_object_set_new(result, "instance",
+		worker ? json_string(worker->registration->instance) : json_null());
+	json_object_set_new(
+		result, "pid", worker ? json_integer(worker->registration->pid) : json_null());
+	json_object_set_new(result, "state",
+		worker ? json_string(worker_state_name(worker->state)) : json_null());
+	return result;
+}
+
+int explain_method(void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	static const char *const names[] = {"service", "listener", "packet", "cid", "from"};
+	enum { SERVICE, LISTENER, PACKET, CID, FROM };
+	_cleanup_(explanation_done) struct explanation e = {.slot = INDEX_NONE};
+	const char *given[ARRAY_SIZE(names)];
+	int result;
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		const json_t *value = json_object_get(parameters, names[i]);
+
+		if (value && !json_is_null(value) && !json_is_string(value))
+			return invalid_parameter(names[i], ret, ret_error);
+		given[i] = json_string_value(value);
+	}
+	result = find_listener(
+		user_data, given[SERVICE], given[LISTENER], &e.listener, ret, ret_error);
+	if (result < 0)
+		return result;
+	result = read_datagram(&e, given[PACKET], given[CID], ret, ret_error);
+	if (result < 0)
+		return result;
+	if (given[FROM] && read_from(&e, given[FROM]) < 0)
+		return invalid_parameter("from", ret, ret_error);
+	if (!e.has_from && e.listener->config->cid_mode == CID_OPAQUE)
+		return failed(ret, ret_error,
+			"%s/%s steers by the client's address and port: say where the packet comes "
+			"from",
+			e.listener->service->config->name, e.listener->config->name);
+	explain_packet(&e);
+	*ret = answer(user_data, &e);
+	return *ret ? 0 : -ENOMEM;
+}
