@@ -7,6 +7,7 @@
  */
 #include <endian.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -33,6 +34,7 @@ struct client {
 	uint32_t granting;           /* worker whose GRANT is unacknowledged, n_workers: none */
 	uint32_t sequence;           /* of the request that GRANTs answer */
 	uint64_t answer_before_usec; /* CLOCK_MONOTONIC, 0: nothing is awaited */
+	bool keys_untold;            /* KEYS_ROTATED waits until it reads */
 	struct message message;      /* the one being handled; here because it is large */
 };
 
@@ -174,6 +176,103 @@ static int describe_listener(
 	return keys_next_nonce_prefix(listener->keys, entry->nonce_prefix);
 }
 
+/* The listener that the client means by its index in the GRANT; NULL: a reload has closed it. */
+static struct listener *granted_listener(const struct registration *registration, uint32_t index)
+{
+	const struct service *service = registration->service;
+
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i] &&
+			service->listeners[i]->number == registration->granted[index])
+			return service->listeners[i];
+	return NULL;
+}
+
+static bool has_room(const struct client *client)
+{
+	struct pollfd poll_fd = {.fd = client->socket, .events = POLLOUT};
+
+	/* The kernel says so while a quarter of the buffer is used at most (unix_writable()), so
+	 * events leave room for answers. */
+	return poll(&poll_fd, 1, 0) == 1 && poll_fd.revents & POLLOUT;
+}
+
+/* 0 or the error of taking a nonce prefix or of sending. */
+static int send_keys(
+	struct client *client, uint32_t worker, uint32_t index, struct listener *listener)
+{
+	struct registration *registration = client->registration;
+	struct protocol_grant_listener entry = {0};
+	struct protocol_keys_rotated event = {
+		.registration = htole32(registration->id),
+		.worker = htole32(worker),
+		.listener = htole16((uint16_t)index),
+	};
+	int result = describe_listener(&entry, listener, registration->workers[worker].slot);
+
+	if (result >= 0) {
+		event.config_rotation = entry.config_rotation;
+		event.server_id_length = entry.server_id_length;
+		event.nonce_length = entry.nonce_length;
+		memcpy(event.server_id, entry.server_id, sizeof(event.server_id));
+		memcpy(event.key, entry.key, sizeof(event.key));
+		memcpy(event.nonce_prefix, entry.nonce_prefix, sizeof(event.nonce_prefix));
+		result = message_send(
+			client->socket, PROTOCOL_KEYS_ROTATED, 0, &event, sizeof(event), NULL, 0);
+	}
+	explicit_bzero(&entry, sizeof(entry));
+	explicit_bzero(&event, sizeof(event));
+	return result;
+}
+
+/* Returns whether all was told, or can never be; else what keeps it is in *ret_error. */
+static bool send_all_keys(struct client *client, int *ret_error)
+{
+	struct registration *registration = client->registration;
+
+	*ret_error = 0;
+	for (uint32_t index = 0; index < registration->n_granted; index++) {
+		struct listener *listener = granted_listener(registration, index);
+
+		if (!listener || !listener->keys || listener->config->cid_mode != CID_QUIC_LB)
+			continue;
+		for (uint32_t i = 0; i < registration->n_workers; i++) {
+			uint32_t *told = &registration->told[i * PROTOCOL_LISTENERS_MAX + index];
+
+			if (*told == listener->keys_version)
+				continue;
+			if (!has_room(client))
+				return false;
+			*ret_error = send_keys(client, i, index, listener);
+			if (*ret_error < 0)
+				return false;
+			*told = listener->keys_version;
+		}
+	}
+	return true;
+}
+
+void client_send_keys(struct client *client)
+{
+	int error = 0;
+	bool told;
+
+	/* What it is sent before the last ACK it would not know whose it is. */
+	if (!client->registration || !client->registration->acked)
+		return;
+	told = send_all_keys(client, &error);
+	if (error < 0 && !client->keys_untold)
+		log_warning(
+			"%s: cannot tell instance %s of its new key: %s; tried again every second",
+			client->registration->service->config->name, client->registration->instance,
+			strerror(-error));
+	client->keys_untold = !told;
+	/* On an error, which room in the buffer does not end, only the clock brings the next try.
+	 */
+	sd_event_source_set_io_events(
+		client->source, !told && error >= 0 ? EPOLLIN | EPOLLOUT : EPOLLIN);
+}
+
 /* Makes the sockets of one worker and sends them; the daemon's copies are closed on return. */
 static int send_grant(struct client *client, uint32_t index)
 {
@@ -206,6 +305,7 @@ static int send_grant(struct client *client, uint32_t index)
 		worker->present |= 1ULL << listener->index;
 		registration->granted[n] = listener->number;
 		registration->n_granted = ++n;
+		registration->told[index * PROTOCOL_LISTENERS_MAX + n - 1] = listener->keys_version;
 		result = describe_listener(&entry[n - 1], listener, worker->slot);
 		if (result < 0) {
 			step = "take a nonce prefix for connection IDs";
@@ -380,7 +480,10 @@ static int handle_ack(struct client *client)
 	}
 	registration->acked = true;
 	client->answer_before_usec = 0;
-	return send_ok(client, sequence);
+	result = send_ok(client, sequence);
+	if (result >= 0)
+		client_send_keys(client);
+	return result;
 }
 
 static int handle_registration(struct client *client, uint16_t type)
@@ -412,18 +515,6 @@ static int handle_registration(struct client *client, uint16_t type)
 		registration_free(registration, "given back");
 	}
 	return send_ok(client, sequence);
-}
-
-/* The listener that the client means by its index in the GRANT; NULL: a reload has closed it. */
-static struct listener *granted_listener(const struct registration *registration, uint32_t index)
-{
-	const struct service *service = registration->service;
-
-	for (size_t i = 0; i < service->n_listeners; i++)
-		if (service->listeners[i] &&
-			service->listeners[i]->number == registration->granted[index])
-			return service->listeners[i];
-	return NULL;
 }
 
 static const struct protocol_cid *message_cids(const struct message *message)
@@ -534,6 +625,8 @@ static int on_readable(sd_event_source *source, int fd, uint32_t events, void *u
 	const char *reason = "";
 	int result;
 
+	if (events & EPOLLOUT)
+		client_send_keys(client);
 	result = message_receive(client->socket, &client->message, &reason);
 	if (result == -EAGAIN)
 		return 0;
@@ -624,6 +717,8 @@ void clients_tick(struct manager *manager)
 
 	for (struct client *client = manager->clients, *next; client; client = next) {
 		next = client->next;
+		if (client->keys_untold)
+			client_send_keys(client);
 		if (client->answer_before_usec && now >= client->answer_before_usec)
 			client_goodbye(client, ETIMEDOUT,
 				client->greeted ? "no ACK came in time (AnswerTimeoutSec=)"

@@ -25,9 +25,9 @@ struct keys {
 	bool valid[KEYS_MAX];      /* IDs of this rotation are still decoded */
 	uint8_t key[KEYS_MAX][16]; /* AES-128; zeros where not valid */
 	uint8_t token_secret[32];  /* for reset and address-validation tokens */
+	bool given;                /* by a file */
 
 	/* Private from here. */
-	bool given;          /* by a file */
 	char *directory;     /* NULL: in memory only */
 	char *name;          /* of the state file */
 	uint64_t next;       /* nonce prefix */

@@ -21,11 +21,11 @@
 #include "bpf/layout.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
+#include "daemon/keys.h"
 #include "proto/protocol.h"
 
 struct client;
 struct group;
-struct keys;
 struct ring_buffer;
 
 enum worker_state {
@@ -62,15 +62,22 @@ struct registration {
 	/* Numbers of the listeners in the order of its GRANTs, by which the client names them. */
 	uint32_t granted[PROTOCOL_LISTENERS_MAX];
 	uint32_t n_granted;
+	/* [worker * PROTOCOL_LISTENERS_MAX + index in granted]: listener.keys_version of the
+	 * connection-ID configuration that the client was sent last. */
+	uint32_t *told;
 };
 
 struct listener {
 	struct service *service;
 	struct listener_config *config; /* owned by the service's configuration */
 	struct group *group;
-	struct keys *keys; /* QUIC, else NULL */
-	uint32_t number;   /* unique in the daemon, in events */
-	uint32_t index;    /* bit in worker.present; stays while the listener lives */
+	struct keys *keys;      /* QUIC, else NULL */
+	struct keys *next_keys; /* read by a reload that is not committed yet */
+	uint32_t keys_version;  /* of the current key, counted up by each change */
+	/* For each rotation but the current one: no later registration had its key. */
+	uint32_t last_registration[KEYS_MAX];
+	uint32_t number; /* unique in the daemon, in events */
+	uint32_t index;  /* bit in worker.present; stays while the listener lives */
 };
 
 struct service {
@@ -142,6 +149,21 @@ void service_remove(struct service *service);
 void service_tick(struct service *service);
 const char *worker_state_name(enum worker_state state);
 
+/* rotation.c */
+/*
+ * A new key for the listener, or with NULL for every one of the service that has keys. *ret_n: how
+ * many. All are checked before one is rotated. On failure *ret_error a sentence (free()), and
+ * negative errno; -ENOENT: no such listener.
+ */
+int service_rotate_keys(
+	struct service *service, const char *name, unsigned *ret_n, char **ret_error);
+/* Once a second: forgets the keys that no worker of the service can have made an ID with. */
+void service_retire_keys(struct service *service);
+/* A reload reads a key file again: changes nothing yet, then cannot fail. */
+int listener_prepare_keys(
+	struct listener *listener, const struct listener_config *config, char **ret_error);
+void listener_commit_keys(struct listener *listener);
+
 /* registration.c */
 int registration_new(struct registration **ret, struct service *service, struct client *client,
 	const char *instance, uint32_t n_workers, uint32_t weight, const char **ret_reason);
@@ -163,6 +185,11 @@ struct client *client_free(struct client *client);
 void client_forget(struct client *client);
 void client_send_drain(struct client *client, const struct registration *registration,
 	enum protocol_drain_reason reason, uint64_t deadline_usec);
+/*
+ * Tells of the new connection-ID configuration of each worker and listener that it has not been
+ * told yet, as far as it reads; the rest later.
+ */
+void client_send_keys(struct client *client);
 void client_goodbye(struct client *client, int error, const char *text);
 void clients_tick(struct manager *manager);
 

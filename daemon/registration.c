@@ -52,6 +52,13 @@ int registration_new(struct registration **ret, struct service *service, struct 
 		free(registration);
 		return -ENOMEM;
 	}
+	registration->told =
+		calloc((size_t)n_workers * PROTOCOL_LISTENERS_MAX, sizeof(*registration->told));
+	if (!registration->told) {
+		free(registration->workers);
+		free(registration);
+		return -ENOMEM;
+	}
 	registration->pidfd = -1;
 	registration->service = service;
 	registration->client = client;
@@ -68,6 +75,7 @@ int registration_new(struct registration **ret, struct service *service, struct 
 		if (slot < 0) {
 			for (uint32_t k = 0; k < i; k++)
 				manager->slots[registration->workers[k].slot] = NULL;
+			free(registration->told);
 			free(registration->workers);
 			free(registration);
 			*ret_reason = "all slots of the daemon are taken";
@@ -126,6 +134,7 @@ void registration_free(struct registration *registration, const char *reason)
 		client_forget(registration->client);
 	sd_event_source_disable_unref(registration->exit_source);
 	close_fd(&registration->pidfd);
+	free(registration->told);
 	free(registration->workers);
 	free(registration);
 }

@@ -24,6 +24,7 @@ static struct listener *listener_free(struct listener *listener)
 	if (listener) {
 		group_free(listener->group);
 		keys_free(listener->keys);
+		keys_free(listener->next_keys);
 		free(listener);
 	}
 	return NULL;
@@ -66,21 +67,19 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 	return 0;
 }
 
-/* A listener that goes on as it is: same name, same address, same options of its sockets. */
+/* A listener that goes on as it is: same name, same address, same options of its sockets. Its keys
+ * may be others: listener_prepare_keys(). */
 static bool same_listener(const struct listener_config *a, const struct listener_config *b)
 {
 	const char *device_a = a->bind_to_device ? a->bind_to_device : "";
 	const char *device_b = b->bind_to_device ? b->bind_to_device : "";
-	const char *keys_a = a->key_file ? a->key_file : "",
-		   *keys_b = b->key_file ? b->key_file : "";
 
 	return strcmp(a->name, b->name) == 0 && a->transport == b->transport &&
 	       a->address_length == b->address_length &&
 	       memcmp(&a->address, &b->address, a->address_length) == 0 &&
 	       a->ipv6_only == b->ipv6_only && a->free_bind == b->free_bind &&
 	       a->transparent == b->transparent && strcmp(device_a, device_b) == 0 &&
-	       a->cid_mode == b->cid_mode && a->host_id == b->host_id &&
-	       strcmp(keys_a, keys_b) == 0 && a->n_flows == b->n_flows &&
+	       a->cid_mode == b->cid_mode && a->host_id == b->host_id && a->n_flows == b->n_flows &&
 	       a->flow_timeout_usec == b->flow_timeout_usec && a->standby_hold == b->standby_hold &&
 	       a->standby_timeout_usec == b->standby_timeout_usec;
 }
@@ -102,10 +101,15 @@ int service_prepare(struct service *service, struct service_config *config,
 
 	if (!fresh)
 		return -ENOMEM;
-	for (size_t i = 0; i < config->n_listeners && result >= 0; i++)
-		if (!find_listener(service, config->listeners[i]))
+	for (size_t i = 0; i < config->n_listeners && result >= 0; i++) {
+		struct listener *found = find_listener(service, config->listeners[i]);
+
+		if (found)
+			result = listener_prepare_keys(found, config->listeners[i], ret_error);
+		else
 			result = listener_new(
 				&fresh[i], service, config->name, config->listeners[i], ret_error);
+	}
 	if (result < 0) {
 		for (size_t i = 0; i < config->n_listeners; i++)
 			listener_free(fresh[i]);
@@ -155,6 +159,7 @@ void service_commit(struct service *service, struct service_config *config, stru
 				found = config->listeners[k];
 		if (found) {
 			listener->config = found;
+			listener_commit_keys(listener);
 			continue;
 		}
 		log_info("%s: listener %s (%s://%s) closed", config->name, listener->config->name,
@@ -333,4 +338,5 @@ void service_tick(struct service *service)
 		next = r->next;
 		registration_check(r);
 	}
+	service_retire_keys(service);
 }

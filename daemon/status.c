@@ -98,7 +98,8 @@ static int check_types(const json_t *parameters, json_t **ret, const char **ret_
 	static const struct {
 		const char *name;
 		json_type type;
-	} types[] = {{"worker", JSON_INTEGER}, {"instance", JSON_STRING}, {"service", JSON_STRING}};
+	} types[] = {{"worker", JSON_INTEGER}, {"instance", JSON_STRING}, {"service", JSON_STRING},
+		{"listener", JSON_STRING}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
 		const json_t *value = json_object_get(parameters, types[i].name);
@@ -280,12 +281,44 @@ static int method_reload(
 	return 0;
 }
 
+static int method_rotate_keys(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	const char *name = string_parameter(parameters, "service");
+	const char *listener = string_parameter(parameters, "listener");
+	_cleanup_free_ char *error = NULL;
+	struct service *service;
+	unsigned n = 0;
+	int result = check_types(parameters, ret, ret_error);
+
+	if (result < 0)
+		return result;
+	if (!name) {
+		*ret_error = "org.varlink.service.InvalidParameter";
+		*ret = json_pack("{s:s}", "parameter", "service");
+		return -EINVAL;
+	}
+	service = manager_find_service(user_data, name);
+	if (!service)
+		return no_service(name, ret, ret_error);
+	result = service_rotate_keys(service, listener, &n, &error);
+	if (result < 0) {
+		*ret_error = ERROR_FAILED;
+		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
+			"errno", -result);
+		return result;
+	}
+	*ret = json_pack("{s:i}", "rotated", (int)n);
+	return 0;
+}
+
 const struct control_method manager_methods[] = {
 	{.name = "Status", .handler = method_status},
 	{.name = "Explain", .handler = explain_method},
 	{.name = "Drain", .changes = true, .handler = method_drain},
 	{.name = "Undrain", .changes = true, .handler = method_undrain},
 	{.name = "SetWeight", .changes = true, .handler = method_set_weight},
+	{.name = "RotateKeys", .changes = true, .handler = method_rotate_keys},
 	{.name = "Reload", .changes = true, .handler = method_reload},
 	{0},
 };

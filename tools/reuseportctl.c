@@ -47,10 +47,16 @@ static void print_help(void)
 	     "  drain WORKER                 Give it no new connection and tell its process\n"
 	     "  undrain WORKER               Make a draining worker active again\n"
 	     "  weight WORKER N              Its share of new connections, 1 to 1000\n"
+<<<<<<< HEAD
 	     "  reload                       Read the configuration again\n"
 	     "  explain --packet HEX [--from ADDRESS:PORT] [--listener SERVICE/LISTENER]\n"
 	     "  explain --cid HEX [--listener SERVICE/LISTENER]\n"
 	     "                               Where a QUIC packet would go now, and why\n\n"
+=======
+	     "  rotate-keys SERVICE [LISTENER]\n"
+	     "                               Make connection IDs under a new key\n"
+	     "  reload                       Read the configuration again\n\n"
+>>>>>>> f071d7a (Rotate the keys of connection IDs while workers run)
 	     "Commands that need no daemon, always JSON:\n"
 	     "  explain --offline --packet HEX [--cid-length N]\n"
 	     "                               What a QUIC packet is\n"
@@ -239,6 +245,41 @@ static int run_weight(const struct options *options, int argc, char **argv)
 		"changed", "nothing to do, it has this weight");
 }
 
+static int run_rotate_keys(const struct options *options, int argc, char **argv)
+{
+	_cleanup_free_ char *what = NULL;
+	json_t *parameters, *reply;
+	json_int_t n;
+	int result;
+
+	if (argc < 1 || argc > 2)
+		return usage("rotate-keys takes a service and perhaps one of its listeners", NULL);
+	if (options->instance || options->service)
+		return usage("rotate-keys has no --instance and no --service", NULL);
+	parameters = json_object();
+	if (json_object_set_new(parameters, "service", json_string(argv[0])) < 0 ||
+		(argc > 1 &&
+			json_object_set_new(parameters, "listener", json_string(argv[1])) < 0)) {
+		json_decref(parameters);
+		return usage("names are text in UTF-8", NULL);
+	}
+	if (asprintf(&what, "rotate the keys of %s%s%s", argv[0], argc > 1 ? " " : "",
+		    argc > 1 ? argv[1] : "") < 0)
+		what = NULL;
+	result = ctl_call(
+		options->socket, "RotateKeys", parameters, what ? what : "rotate the keys", &reply);
+	if (result != CTL_OK)
+		return result;
+	n = json_integer_value(json_object_get(reply, "rotated"));
+	if (options->json != JSON_OFF)
+		print_json(options, reply);
+	else
+		printf("%s: %" JSON_INTEGER_FORMAT " listener%s\n", what ? what : "rotate the keys",
+			n, n == 1 ? "" : "s");
+	json_decref(reply);
+	return CTL_OK;
+}
+
 static int run_reload(const struct options *options, int argc, char **argv)
 {
 	json_t *reply;
@@ -301,6 +342,7 @@ static const struct command commands[] = {
 	{"drain", run_drain},
 	{"undrain", run_undrain},
 	{"weight", run_weight},
+	{"rotate-keys", run_rotate_keys},
 	{"reload", run_reload},
 	{"explain", run_explain},
 };

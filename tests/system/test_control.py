@@ -171,7 +171,7 @@ def test_varlink_describes_itself(daemon):
     assert {"vendor", "product", "version", "url"} <= set(info)
     text = daemon.call("org.varlink.service.GetInterfaceDescription",
                        interface="io.reuseport.Control")["description"]
-    for method in ("Status", "Drain", "Undrain", "SetWeight", "Reload"):
+    for method in ("Status", "Drain", "Undrain", "SetWeight", "RotateKeys", "Reload"):
         assert f"method {method}(" in text
 
 

@@ -32,6 +32,7 @@ ACK_FORMAT = struct.Struct("<IIII")
 REGISTRATION_FORMAT = struct.Struct("<II")
 ERROR_FORMAT = struct.Struct("<I512s")
 DRAIN_REQUESTED_FORMAT = struct.Struct("<IIQ")
+KEYS_ROTATED_FORMAT = struct.Struct("<IIHHBBBB16s16s4s")
 CIDS_FORMAT = struct.Struct("<IIHH")
 CID_FORMAT = struct.Struct("<B20s3x")
 
@@ -189,6 +190,16 @@ class Listener:
         self.address = text(address)
 
 
+class KeysRotated:
+    """The event, with the names that Listener has for the same things."""
+
+    def __init__(self, octets):
+        (self.registration, self.worker, self.listener, reserved, self.config_rotation,
+         self.server_id_length, self.nonce_length, reserved2, self.server_id, self.key,
+         self.nonce_prefix) = KEYS_ROTATED_FORMAT.unpack(octets)
+        assert (reserved, reserved2) == (0, 0)
+
+
 class Worker:
     """
     A registration: from joining to gone. sockets[worker][listener name] are ours alone, the daemon
@@ -196,14 +207,15 @@ class Worker:
     """
 
     def __init__(self, path, service="web", instance="", n_workers=1, weight=0, ready=True,
-                 pidfd=False):
+                 pidfd=False, register=True):
         self.connection = Connection(path)
         self.sockets = []
         self.slots = []
         self.registration = None
         try:
             self.connection.hello(pidfd=pidfd)
-            self.register(service, instance, n_workers, weight)
+            if register:
+                self.register(service, instance, n_workers, weight)
             if ready:
                 self.ready()
         except BaseException:
@@ -287,6 +299,14 @@ class Worker:
         registration, reason, deadline = DRAIN_REQUESTED_FORMAT.unpack(body)
         assert registration == self.registration
         return reason, deadline
+
+    def wait_keys_rotated(self, seconds=TIMEOUT):
+        """The next event, which must be KEYS_ROTATED."""
+        kind, body = self.connection.wait_event(seconds)
+        assert kind == KEYS_ROTATED
+        event = KeysRotated(body)
+        assert event.registration == self.registration
+        return event
 
     def close_sockets(self):
         for sockets in self.sockets:
