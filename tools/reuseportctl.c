@@ -47,16 +47,12 @@ static void print_help(void)
 	     "  drain WORKER                 Give it no new connection and tell its process\n"
 	     "  undrain WORKER               Make a draining worker active again\n"
 	     "  weight WORKER N              Its share of new connections, 1 to 1000\n"
-<<<<<<< HEAD
+	     "  rotate-keys SERVICE [LISTENER]\n"
+	     "                               Make connection IDs under a new key\n"
 	     "  reload                       Read the configuration again\n"
 	     "  explain --packet HEX [--from ADDRESS:PORT] [--listener SERVICE/LISTENER]\n"
 	     "  explain --cid HEX [--listener SERVICE/LISTENER]\n"
 	     "                               Where a QUIC packet would go now, and why\n\n"
-=======
-	     "  rotate-keys SERVICE [LISTENER]\n"
-	     "                               Make connection IDs under a new key\n"
-	     "  reload                       Read the configuration again\n\n"
->>>>>>> f071d7a (Rotate the keys of connection IDs while workers run)
 	     "Commands that need no daemon, always JSON:\n"
 	     "  explain --offline --packet HEX [--cid-length N]\n"
 	     "                               What a QUIC packet is\n"
