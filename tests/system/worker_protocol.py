@@ -210,6 +210,7 @@ class Worker:
                  pidfd=False, register=True):
         self.connection = Connection(path)
         self.sockets = []
+        self.listeners_of = []  # by worker: what its GRANT says; listeners: that of the last
         self.slots = []
         self.registration = None
         try:
@@ -244,6 +245,7 @@ class Worker:
         self.listeners = [
             Listener(body, GRANT_FORMAT.size + i * GRANT_LISTENER_FORMAT.size)
             for i in range(n_listeners)]
+        self.listeners_of.append(self.listeners)
         assert len(descriptors) == n_listeners
         assert sorted(l.descriptor for l in self.listeners) == list(range(n_listeners))
         sockets = {}
