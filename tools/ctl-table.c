@@ -12,7 +12,7 @@
 
 #include "common/util.h"
 
-#define COLUMNS_MAX 12
+#define COLUMNS_MAX 16
 
 #define BOLD "\033[1m"
 #define GREY "\033[90m"
@@ -189,27 +189,49 @@ static char *user_name(json_int_t uid)
 	return user ? strdup(user->pw_name) : format("%" JSON_INTEGER_FORMAT, uid);
 }
 
+enum { TCP = 1, UDP = 2, QUIC = 4, ALL = TCP | UDP | QUIC };
+
+static unsigned transport_of(const json_t *listener)
+{
+	const char *transport = string_of(listener, "transport");
+
+	return strcmp(transport, "tcp") == 0 ? TCP : strcmp(transport, "udp") == 0 ? UDP : QUIC;
+}
+
+/* Counters of listeners; a table has those that mean something for one of its transports. */
+static const struct counter {
+	const char *title, *key, *colour_unless_zero;
+	unsigned transports;
+} counters[] = {
+	{"PACKETS", "packets", NULL, ALL},
+	{"NEW", "new_connections", NULL, ALL},
+	{"BY ID", "by_connection_id", NULL, QUIC},
+	{"BY FLOW", "by_flow", NULL, UDP | QUIC},
+	{"MIGRATED", "migrated", NULL, TCP},
+	{"FALLBACK", "fallback", NULL, ALL},
+	{"STANDBY", "standby", NULL, ALL},
+	{"EXPIRED", "expired", RED, ALL},
+	{"STRAY", "stray", NULL, TCP | QUIC},
+	{"INVALID", "invalid", NULL, QUIC},
+	{"DROPPED", "dropped", RED, ALL},
+};
+
 static void print_listeners(const json_t *listeners, bool legend, bool colour)
 {
-	static const struct column columns[] = {
-		{"LISTENER", false},
-		{"ADDRESS", false},
-		{"ACTIVE", true},
-		{"PACKETS", true},
-		{"NEW", true},
-		{"MIGRATED", true},
-		{"FALLBACK", true},
-		{"STANDBY", true},
-		{"EXPIRED", true},
-		{"DROPPED", true},
-	};
-	struct table table = {.columns = columns,
-		.n_columns = ARRAY_SIZE(columns),
-		.legend = legend,
-		.colour = colour};
+	struct column columns[COLUMNS_MAX] = {
+		{"LISTENER", false}, {"ADDRESS", false}, {"ACTIVE", true}};
+	struct table table = {
+		.columns = columns, .n_columns = 3, .legend = legend, .colour = colour};
+	unsigned transports = 0;
 	const json_t *listener;
 	size_t i;
 
+	json_array_foreach(listeners, i, listener) transports |= transport_of(listener);
+	if (transports & QUIC)
+		columns[table.n_columns++] = (struct column){"IDS", false};
+	for (size_t k = 0; k < ARRAY_SIZE(counters); k++)
+		if (counters[k].transports & transports)
+			columns[table.n_columns++] = (struct column){counters[k].title, true};
 	json_array_foreach(listeners, i, listener)
 	{
 		add_cell(&table, format("%s", string_of(listener, "name")), NULL);
@@ -218,13 +240,18 @@ static void print_listeners(const json_t *listeners, bool legend, bool colour)
 				string_of(listener, "address")),
 			NULL);
 		add_number(&table, listener, "active", NULL);
-		add_number(&table, listener, "packets", NULL);
-		add_number(&table, listener, "new_connections", NULL);
-		add_number(&table, listener, "migrated", NULL);
-		add_number(&table, listener, "fallback", NULL);
-		add_number(&table, listener, "standby", NULL);
-		add_number(&table, listener, "expired", RED);
-		add_number(&table, listener, "dropped", RED);
+		if (transports & QUIC)
+			add_cell(&table,
+				format("%s", transport_of(listener) == QUIC
+						     ? string_of(listener, "connection_id")
+						     : "-"),
+				NULL);
+		for (size_t k = 0; k < ARRAY_SIZE(counters); k++)
+			if (counters[k].transports & transport_of(listener))
+				add_number(&table, listener, counters[k].key,
+					counters[k].colour_unless_zero);
+			else if (counters[k].transports & transports)
+				add_cell(&table, format("-"), NULL);
 	}
 	print_table(&table);
 }

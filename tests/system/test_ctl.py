@@ -65,3 +65,28 @@ def test_ctl_exit_codes(daemon):
     allowed = harness.run(program, "--socket", daemon.control_socket, "status", user=nobody.pw_uid,
                           group=nobody.pw_gid, extra_groups=[], cwd="/")
     assert "web" in allowed.stdout
+
+
+def test_ctl_shows_the_counters_that_a_listener_can_have(start_daemon):
+    daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}",
+                          "--listen", f"web=quic://127.0.0.1:{PORT}",
+                          "--listen", f"dns=udp://127.0.0.1:{PORT + 1}")
+    daemon.worker()
+    with harness.udp_client(("127.0.0.1", PORT)) as client:
+        client.send(b"@")  # ends before its connection ID does
+        client.send(b"\xc0\0\0\0\1\x08unknown1\0")
+        harness.poll_until(lambda: sum(each["packets"] for each in daemon.status("web")["listeners"])
+                           == 2, "both are counted")
+    tables = [[line.split() for line in part.splitlines()]
+              for part in daemon.ctl("status").stdout.split("\n\n")]
+    dns, web = tables[1][1:], tables[2][1:]
+    assert dns[0] == ["LISTENER", "ADDRESS", "ACTIVE", "PACKETS", "NEW", "BY", "FLOW", "FALLBACK",
+                      "STANDBY", "EXPIRED", "DROPPED"]
+    assert web[0] == ["LISTENER", "ADDRESS", "ACTIVE", "IDS", "PACKETS", "NEW", "BY", "ID", "BY",
+                      "FLOW", "MIGRATED", "FALLBACK", "STANDBY", "EXPIRED", "STRAY", "INVALID",
+                      "DROPPED"]
+    assert sorted(web[1:]) == [
+        ["quic", f"quic://127.0.0.1:{PORT}", "1", "quic-lb", "2", "1", "0", "0", "-", "0", "0",
+         "0", "0", "1", "0"],
+        ["tcp", f"tcp://127.0.0.1:{PORT}", "1", "-", "0", "0", "-", "-", "0", "0", "0", "0", "0",
+         "-", "0"]]
