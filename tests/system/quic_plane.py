@@ -4,6 +4,7 @@ A QUIC listener under test: packets go in, and each comes out of one worker's so
 have been dropped. Every packet is accounted for by the program's own counters, so nothing here waits
 for time to pass.
 """
+import os
 import socket
 
 import harness
@@ -13,6 +14,7 @@ PORT = 4433
 ADDRESS = ("127.0.0.1", PORT)
 
 SO_RCVBUFFORCE = 33
+SO_COOKIE = 57
 RECEIVE_OCTETS = 64 << 20  # a worker that is not read from meanwhile must not lose anything
 
 BY_ID = "by_connection_id"  # counter of what its connection ID brought to a worker
@@ -33,6 +35,7 @@ AllowUser=root
 ListenQUIC={address}:{listen[1]}
 ConnectionID={mode}
 {options}""")
+        self.mode = mode
         self.host = host
         self.address = listen
         self.daemon = start_daemon("--config", configuration.directory)
@@ -62,6 +65,20 @@ ConnectionID={mode}
     def maker(self):
         """IDs under the current configuration; make(slot=...) for other slots than the first's."""
         return quic.CidMaker(self.workers[0].listeners[0])
+
+    def ids(self, worker, count):
+        """IDs of connections of this worker, as its server would make them in this mode."""
+        if self.mode in ("quic-lb", "quic-lb-plain"):
+            maker = quic.CidMaker(worker.listeners[0])
+            return [maker.make() for _ in range(count)]
+        if self.mode == "nginx":
+            cookie = worker.socket.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+            return [cookie[::-1] + os.urandom(12) for _ in range(count)]
+        assert self.mode == "registered"
+        ids = [os.urandom(length) for length in (8, 12, 18, 20)[:count]]
+        ids += [os.urandom(20) for _ in range(count - len(ids))]
+        worker.add_cids(ids)
+        return ids
 
     def counters(self):
         return self.daemon.status("web")["listeners"][0]

@@ -3,15 +3,12 @@
 import json
 import os
 import random
-import socket
 
 import pytest
 
 import quic_packets as quic
 import quic_plane
 from control_client import ControlError
-
-SO_COOKIE = 57
 
 # The counter of Status that rises with a packet of which Explain says this step.
 COUNTER = {"invalid": "invalid", "connection-id": "by_connection_id", "flow": "by_flow",
@@ -40,24 +37,6 @@ def check(p, octets, client=None):
     return answer["step"]
 
 
-def ids_of(p, mode):
-    """IDs that the mode knows: to ID, by worker."""
-    ids = {}
-    for worker in p.workers:
-        if mode in ("quic-lb", "quic-lb-plain"):
-            maker = quic.CidMaker(worker.listeners[0])
-            ids[worker] = [maker.make() for _ in range(10)]
-        elif mode == "registered":
-            ids[worker] = [os.urandom(length) for length in (8, 12, 18, 20, 20)]
-            worker.add_cids(ids[worker])
-        elif mode == "nginx":
-            cookie = worker.socket.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
-            ids[worker] = [cookie[::-1] + os.urandom(12) for _ in range(5)]
-        else:
-            ids[worker] = [os.urandom(10) for _ in range(5)]
-    return ids
-
-
 def varied_packets(ids, count):
     """Of every kind, with known, mutated and unknown IDs, whole and cut off; some come again."""
     known = [cid for each in ids.values() for cid in each]
@@ -84,7 +63,8 @@ def test_what_is_explained_is_what_happens(plane, mode):
     p = plane(mode, host=3)
     for i in range(4):
         p.worker(f"w{i}")
-    ids = ids_of(p, mode)
+    ids = {worker: [os.urandom(10) for _ in range(5)] if mode == "opaque" else p.ids(worker, 10)
+           for worker in p.workers}
     clients = p.new_clients(5)
     steps = set()
     for i, octets in enumerate(varied_packets(ids, 200)):

@@ -101,8 +101,7 @@ class Victims:
         self.sequence = 0
         self.ids = []
         for worker in p.workers:
-            maker = quic.CidMaker(worker.listeners[0])
-            self.ids += [(maker.make(), worker) for _ in range(10)]
+            self.ids += [(dcid, worker) for dcid in p.ids(worker, 10)]
         self.handshakes = quic.unknown_ids(200)
         self.handshakes_at = p.where([quic.initial(dcid, size=VICTIM_OCTETS)
                                       for dcid in self.handshakes])
@@ -149,6 +148,30 @@ def flood_with_victims(p, victims, process, total, batch):
         n_victims += len(expected)
         total -= count
     return n_victims
+
+
+class OpaqueVictims:
+    """Connections of which nothing is known but their addresses and what was learned."""
+
+    def __init__(self, p):
+        self.p = p
+        self.sequence = 0
+        self.clients = p.new_clients(100)
+        self.at = p.where([(client, quic.initial(os.urandom(8), size=VICTIM_OCTETS))
+                           for client in self.clients])
+        self.ids = [os.urandom(10) for _ in self.clients]
+        assert p.where([(client, quic.long_packet(quic.HANDSHAKE, dcid, size=VICTIM_OCTETS))
+                        for client, dcid in zip(self.clients, self.ids)]) == self.at
+
+    def send(self):
+        """{packet: its worker}: one of each."""
+        self.sequence += 1
+        packets = {}
+        for client, dcid, worker in zip(self.clients, self.ids, self.at):
+            octets = quic.short_packet(dcid, self.sequence.to_bytes(4, "big"), size=VICTIM_OCTETS)
+            client.send(octets)
+            packets[octets] = worker
+        return packets
 
 
 def hostile_packets(kind, p):
@@ -208,3 +231,36 @@ def test_handshakes_survive_a_million_spoofed_initials(plane, flooder):
         p.worker(f"w{i}")
     again = p.where([quic.initial(dcid) for dcid in victims.handshakes])
     assert again == victims.handshakes_at
+
+
+@pytest.mark.parametrize("mode", ["quic-lb-plain", "registered", "nginx"])
+@pytest.mark.parametrize("kind", ["short", "initial"])
+def test_flood_costs_nobody_a_packet_in_other_modes(plane, flooder, mode, kind):
+    p = plane(mode)
+    for i in range(4):
+        p.worker(f"w{i}")
+    victims = Victims(p)
+    p.workers[-1].drain()
+    p.daemon.wait_state(p.workers[-1].slot, "draining")
+    before, _ = memory_of(p.daemon)
+    with flooder(kind) as process:
+        assert flood_with_victims(p, victims, process, 100000, 20000) == 5 * 240
+    assert memory_of(p.daemon)[0] == before
+
+
+@pytest.mark.parametrize("kind", ["short", "initial"])
+def test_opaque_connections_survive_a_flood(plane, flooder, kind):
+    """Those that exist, that is; and then they also survive that other workers come and drain."""
+    p = plane("opaque")
+    for i in range(3):
+        p.worker(f"w{i}")
+    victims = OpaqueVictims(p)
+    before, _ = memory_of(p.daemon)
+    with flooder(kind) as process:
+        assert flood_with_victims(p, victims, process, 300000, 30000) == 10 * 100
+        for i in range(3, 6):
+            p.worker(f"w{i}")
+        p.workers[0].drain()
+        p.daemon.wait_state(p.workers[0].slot, "draining")
+        assert flood_with_victims(p, victims, process, 60000, 30000) == 2 * 100
+    assert memory_of(p.daemon)[0] == before

@@ -19,8 +19,6 @@ from quic_plane import BY_ID
 
 VECTORS = harness.ROOT / "tests" / "vectors"
 
-SO_COOKIE = 57
-
 
 def test_second_codec_makes_and_reads_the_vectors():
     """What the tests below rest on: 8 vectors of the draft and 62 more, each both ways."""
@@ -369,7 +367,7 @@ def test_id_of_nginx_means_the_socket_with_that_cookie(plane):
     clients = p.new_clients(10)
     ids = {}
     for worker in workers:
-        cookie = worker.socket.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+        cookie = worker.socket.getsockopt(socket.SOL_SOCKET, quic_plane.SO_COOKIE, 8)
         ids[worker] = int.from_bytes(cookie, "little").to_bytes(8, "big")
     for draining in (None, workers[0]):
         if draining:
