@@ -15,6 +15,7 @@ import pytest
 
 import harness
 import quic_packets as quic
+import quic_programs
 import worker_protocol as proto
 from control_client import ControlError
 
@@ -512,3 +513,68 @@ def test_library_makes_ids_under_the_new_key_at_once(start_daemon, tmp_path):
     finally:
         for server in servers:
             server.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def start_quic_server(system, netns, tmp_path_factory):
+    """Example servers that register with a daemon."""
+    quic_programs.require_programs()
+    directory = tmp_path_factory.mktemp("servers")
+    certificate = quic_programs.Certificate(directory)
+    servers = []
+
+    def start(daemon, instance):
+        server = quic_programs.QuicServer(certificate, directory / f"{len(servers)}.log",
+                                          path=daemon.worker_socket, instance=instance)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        if server.process.returncode is None:
+            server.kill()
+
+
+def test_live_connections_outlast_rotations_and_replaced_servers(start_daemon, start_quic_server):
+    """
+    200 connections that migrate, to IDs from before a rotation and after it, and rebind, while the
+    key changes under them and then their servers are replaced.
+    """
+    daemon = start_daemon("--listen", LISTEN_QUIC)
+    old = [start_quic_server(daemon, f"quic@{i}") for i in range(4)]
+    client = quic_programs.QuicClient(
+        QUIC_ADDRESS, "--connections", 200, "--local-addresses", "127.0.0.1,127.0.0.2", "--script",
+        "request,wait,migrate,request:2,wait,migrate,request:2,wait,rebind,request:2,wait,request")
+    try:
+        quic_programs.check(client.wait_ready(), connections=200, answered=200)
+        for phase, migrated, rebound in ((1, 200, 0), (2, 400, 0), (3, 400, 200)):
+            assert daemon.call("RotateKeys", service="web") == {"rotated": 1}
+            client.go()
+            quic_programs.check(client.wait_ready(), connections=200, answered=200 + 400 * phase,
+                                migrations_completed=migrated, rebindings=rebound)
+        assert rotations_of(daemon) == [0, 1, 2, 3]
+
+        new = [start_quic_server(daemon, f"quic@{i}") for i in range(4)]
+        for server in old:
+            daemon.wait_state(server.slot, "draining")
+        assert daemon.call("RotateKeys", service="web") == {"rotated": 1}
+        fresh = quic_programs.run_client(QUIC_ADDRESS, "--connections", 100, "--script",
+                                         "request,migrate,request:2")
+        quic_programs.check(fresh, connections=100, answered=300, migrations_completed=100)
+        assert set(quic_programs.by_slot(fresh)) == {server.slot for server in new}
+        assert rotations_of(daemon) == [0, 1, 2, 3, 4]
+        client.go()
+        account = client.finish()
+        quic_programs.check(account, connections=200, answered=1600, migrations_completed=400,
+                            rebindings=200)
+        assert set(quic_programs.by_slot(account)) == {server.slot for server in old}
+    finally:
+        client.cleanup()
+    for server in old:
+        server.process.wait()
+        assert server.counters()["resets_sent"] == 0
+    # The new ones had the key of the third rotation before they were told of the fourth.
+    harness.poll_until(lambda: rotations_of(daemon) == [3, 4], "the keys of the old servers go")
+    for server in new:
+        assert server.stop()["resets_sent"] == 0
+    harness.poll_until(lambda: rotations_of(daemon) == [4], "and then the last old one")
