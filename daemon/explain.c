@@ -9,7 +9,6 @@
  */
 #include "daemon/explain.h"
 
-#include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -20,28 +19,9 @@
 #include "common/util.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
-#include "daemon/key-file.h"
+#include "daemon/manager.h"
 
-#define INVALID_PARAMETER "org.varlink.service.InvalidParameter"
-#define DATAGRAM_MAX 65535
-
-/* What is asked, and the answer as it is found. */
-struct explanation {
-	const struct listener *listener;
-	uint8_t *datagram;
-	size_t length;
-	struct quic_packet packet;
-	bool has_from;
-	uint64_t address[2]; /* of the client, as the program reads it */
-	uint16_t port;       /* in network order */
-	uint64_t hash;       /* by which a worker is found where the ID names nobody */
-
-	const char *step;
-	uint32_t slot; /* INDEX_NONE: no worker's */
-	char *reason;
-};
-
-static void explanation_done(struct explanation *e)
+void explanation_done(struct explanation *e)
 {
 	free(e->datagram);
 	free(e->reason);
@@ -315,7 +295,7 @@ static void explain_opaque(struct explanation *e)
 			e, hash, strdup("nothing is known of this address and connection ID"));
 }
 
-static void explain_packet(struct explanation *e)
+void explain_packet(struct explanation *e)
 {
 	enum cid_mode mode = e->listener->config->cid_mode;
 	char *why = NULL;
@@ -343,193 +323,4 @@ static void explain_packet(struct explanation *e)
 	}
 	free(why);
 	conclude(e, "flow", slot, "the handshake with this connection ID is at slot %u", slot);
-}
-
-/* The handler's answer to a parameter that it does not take. */
-static int invalid_parameter(const char *name, json_t **ret, const char **ret_error)
-{
-	*ret_error = INVALID_PARAMETER;
-	*ret = json_pack("{s:s}", "parameter", name);
-	return -EINVAL;
-}
-
-static int failed(json_t **ret, const char **ret_error, const char *format, ...) _printf_(3, 4);
-static int failed(json_t **ret, const char **ret_error, const char *format, ...)
-{
-	_cleanup_free_ char *message = NULL;
-	va_list arguments;
-
-	va_start(arguments, format);
-	if (vasprintf(&message, format, arguments) < 0)
-		message = NULL;
-	va_end(arguments);
-	*ret_error = "io.reuseport.Control.Failed";
-	*ret = json_pack(
-		"{s:s, s:i}", "message", message ? message : "not enough memory", "errno", ENOENT);
-	return -ENOENT;
-}
-
-/* The one QUIC listener that service and listener (each NULL: any) leave. */
-static int find_listener(struct manager *manager, const char *service_name,
-	const char *listener_name, const struct listener **ret_listener, json_t **ret,
-	const char **ret_error)
-{
-	const struct listener *found = NULL;
-
-	if (service_name && !manager_find_service(manager, service_name)) {
-		*ret_error = "io.reuseport.Control.NoSuchService";
-		*ret = json_pack("{s:s}", "name", service_name);
-		return -ENOENT;
-	}
-	for (const struct service *s = manager->services; s; s = s->next) {
-		if (service_name && strcmp(s->config->name, service_name) != 0)
-			continue;
-		for (size_t i = 0; i < s->n_listeners; i++) {
-			const struct listener *listener = s->listeners[i];
-
-			if (!listener || listener->config->transport != TRANSPORT_QUIC ||
-				(listener_name &&
-					strcmp(listener->config->name, listener_name) != 0))
-				continue;
-			if (found)
-				return failed(ret, ret_error,
-					"%s/%s and %s/%s are both possible: name the service and the "
-					"listener",
-					found->service->config->name, found->config->name,
-					s->config->name, listener->config->name);
-			found = listener;
-		}
-	}
-	if (!found)
-		return failed(ret, ret_error, "there is no QUIC listener%s%s%s%s",
-			listener_name ? " of the name " : "", listener_name ? listener_name : "",
-			service_name ? " in the service " : "", service_name ? service_name : "");
-	*ret_listener = found;
-	return 0;
-}
-
-/* packet, or the ID as a short header without anything behind it. */
-static int read_datagram(struct explanation *e, const char *packet, const char *cid, json_t **ret,
-	const char **ret_error)
-{
-	const char *text = packet ? packet : cid;
-	size_t n, header = packet ? 0 : 1;
-
-	if (!packet == !cid)
-		return invalid_parameter("packet", ret, ret_error);
-	n = strlen(text) / 2;
-	if (strlen(text) % 2 || n > (packet ? DATAGRAM_MAX : QUIC_CID_OCTETS))
-		return invalid_parameter(packet ? "packet" : "cid", ret, ret_error);
-	e->datagram = calloc(1, header + n + 1);
-	if (!e->datagram)
-		return -ENOMEM;
-	if (!packet)
-		e->datagram[0] = 0x40;
-	if (n && !key_from_hex(text, e->datagram + header, n))
-		return invalid_parameter(packet ? "packet" : "cid", ret, ret_error);
-	e->length = header + n;
-	return 0;
-}
-
-/* ADDRESS:PORT of the client, IPv6 in brackets. */
-static int read_from(struct explanation *e, const char *text)
-{
-	const char *colon = strrchr(text, ':');
-	char host[INET6_ADDRSTRLEN + 2] = "";
-	struct in6_addr in6;
-	unsigned long port;
-	size_t length;
-	char *end;
-
-	if (!colon || (size_t)(colon - text) >= sizeof(host))
-		return -EINVAL;
-	length = (size_t)(colon - text);
-	memcpy(host, text, length);
-	port = strtoul(colon + 1, &end, 10);
-	if (colon[1] < '0' || colon[1] > '9' || *end || port == 0 || port > UINT16_MAX)
-		return -EINVAL;
-	e->port = htons((uint16_t)port);
-	e->has_from = true;
-	if (inet_pton(AF_INET, host, e->address) == 1)
-		return 0;
-	if (host[0] != '[' || host[length - 1] != ']')
-		return -EINVAL;
-	host[length - 1] = '\0';
-	if (inet_pton(AF_INET6, host + 1, &in6) != 1)
-		return -EINVAL;
-	if (IN6_IS_ADDR_V4MAPPED(&in6))
-		memcpy(e->address, &in6.s6_addr[12], 4);
-	else
-		memcpy(e->address, &in6, sizeof(in6));
-	return 0;
-}
-
-static json_t *hex_json(const uint8_t *octets, size_t length)
-{
-	char text[2 * 255 + 1];
-
-	if (!octets)
-		return json_null();
-	for (size_t i = 0; i < length; i++)
-		snprintf(text + 2 * i, 3, "%02x", octets[i]);
-	return json_stringn(text, 2 * length);
-}
-
-static json_t *answer(struct manager *manager, const struct explanation *e)
-{
-	const struct worker *worker = e->slot < SLOT_COUNT ? manager->slots[e->slot] : NULL;
-	json_t *result = json_pack("{s:s, s:s, s:s, s:s, s:o, s:s}", "service",
-		e->listener->service->config->name, "listener", e->listener->config->name, "kind",
-		quic_kind_name(e->packet.header.kind), "step", e->step, "dcid",
-		hex_json(e->packet.dcid, e->packet.header.dcid_length), "reason",
-		e->reason ? e->reason : "");
-
-	if (!result)
-		return NULL;
-	json_object_set_new(result, "version",
-		e->packet.has_version ? json_sprintf("0x%08x", e->packet.header.version)
-				      : json_null());
-	json_object_set_new(
-		result, "slot", e->slot < SLOT_COUNT ? json_integer(e->slot) : json_null());
-	json_object_set_new(result, "instance",
-		worker ? json_string(worker->registration->instance) : json_null());
-	json_object_set_new(
-		result, "pid", worker ? json_integer(worker->registration->pid) : json_null());
-	json_object_set_new(result, "state",
-		worker ? json_string(worker_state_name(worker->state)) : json_null());
-	return result;
-}
-
-int explain_method(void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	static const char *const names[] = {"service", "listener", "packet", "cid", "from"};
-	enum { SERVICE, LISTENER, PACKET, CID, FROM };
-	_cleanup_(explanation_done) struct explanation e = {.slot = INDEX_NONE};
-	const char *given[ARRAY_SIZE(names)];
-	int result;
-
-	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-		const json_t *value = json_object_get(parameters, names[i]);
-
-		if (value && !json_is_null(value) && !json_is_string(value))
-			return invalid_parameter(names[i], ret, ret_error);
-		given[i] = json_string_value(value);
-	}
-	result = find_listener(
-		user_data, given[SERVICE], given[LISTENER], &e.listener, ret, ret_error);
-	if (result < 0)
-		return result;
-	result = read_datagram(&e, given[PACKET], given[CID], ret, ret_error);
-	if (result < 0)
-		return result;
-	if (given[FROM] && read_from(&e, given[FROM]) < 0)
-		return invalid_parameter("from", ret, ret_error);
-	if (!e.has_from && e.listener->config->cid_mode == CID_OPAQUE)
-		return failed(ret, ret_error,
-			"%s/%s steers by the client's address and port: say where the packet comes "
-			"from",
-			e.listener->service->config->name, e.listener->config->name);
-	explain_packet(&e);
-	*ret = answer(user_data, &e);
-	return *ret ? 0 : -ENOMEM;
 }
