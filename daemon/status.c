@@ -15,6 +15,22 @@
 #define ERROR_NO_SERVICE "io.reuseport.Control.NoSuchService"
 #define ERROR_NO_WORKER "io.reuseport.Control.NoSuchWorker"
 
+/* NULL: the listener has none that anybody could rotate. */
+static json_t *keys_status(const struct listener *listener)
+{
+	const struct keys *keys = listener->keys;
+	json_t *rotations;
+
+	if (listener->config->cid_mode != CID_QUIC_LB)
+		return NULL;
+	rotations = json_array();
+	for (int i = 0; i < KEYS_MAX; i++)
+		if (keys->valid[i])
+			json_array_append_new(rotations, json_integer(i));
+	return json_pack("{s:i, s:o, s:b}", "rotation", keys->current, "rotations", rotations,
+		"given", keys->given);
+}
+
 static json_t *listener_status(const struct listener *listener)
 {
 	const struct group *group = listener->group;
@@ -25,7 +41,8 @@ static json_t *listener_status(const struct listener *listener)
 	for (int i = 0; i < VERDICT_COUNT; i++)
 		packets += verdicts[i];
 	return json_pack(
-		"{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+		"{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+		"s:o?}",
 		"name", config->name, "transport", transport_name(config->transport), "address",
 		config->address_text, "connection_id", cid_mode_name(config->cid_mode), "packets",
 		(json_int_t)packets, "new_connections",
@@ -39,7 +56,7 @@ static json_t *listener_status(const struct listener *listener)
 		(json_int_t)verdicts[VERDICT_DROPPED], "invalid",
 		(json_int_t)verdicts[VERDICT_INVALID], "active",
 		(json_int_t)group->listener_map->tables[group->listener_map->current & 1].n_active,
-		"generation", (json_int_t)group->generation);
+		"generation", (json_int_t)group->generation, "keys", keys_status(listener));
 }
 
 static json_t *worker_status(const struct worker *worker)

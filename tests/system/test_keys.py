@@ -107,6 +107,10 @@ def rotations_of(daemon):
     return [entry["rotation"] for entry in state_of(daemon)["keys"]]
 
 
+def keys_of(daemon):
+    return daemon.status("web")["listeners"][0]["keys"]
+
+
 def test_ids_of_before_and_after_a_rotation_reach_their_worker(start_daemon):
     daemon = start_daemon("--listen", LISTEN_QUIC)
     workers = [daemon.worker(instance=name) for name in "ab"]
@@ -176,6 +180,7 @@ def test_seven_keys_live_at_once_and_no_more(start_daemon):
     assert daemon.call("RotateKeys", service="web") == {"rotated": 1}
     assert later.wait_keys_rotated().config_rotation == 0
     assert rotations_of(daemon) == [0, 6]
+    assert keys_of(daemon) == {"rotation": 0, "rotations": [0, 6], "given": False}
     later.leave()
 
 
@@ -254,6 +259,7 @@ def test_keys_of_a_file_come_and_go_with_it(start_daemon, configuration, key_fil
     worker = daemon.worker()
     listener = worker.listeners[0]
     assert (listener.config_rotation, listener.key.hex()) == (2, KEY_A)
+    assert keys_of(daemon) == {"rotation": 2, "rotations": [1, 2], "given": True}
     secret = listener.token_secret
 
     def make(rotation, key, count=10):
@@ -377,6 +383,7 @@ def test_rotation_between_two_grants_reaches_the_first_worker_as_well(start_daem
 ])
 def test_what_has_no_keys_is_told(start_daemon, parameters, name, message):
     daemon = start_daemon("--listen", LISTEN)
+    assert keys_of(daemon) is None
     with pytest.raises(ControlError) as refused:
         daemon.call("RotateKeys", **parameters)
     assert refused.value.name == f"io.reuseport.Control.{name}"
