@@ -15,87 +15,93 @@ struct {
 	__type(value, struct flow_set);
 } flow_map SEC(".maps");
 
-/* Where a hash stands, or would. */
-struct flow_place {
-	struct flow_set *set;
-	__u32 tag;
-	__u32 now; /* ticks */
-	__u32 way; /* FLOW_WAYS: there is no room */
-};
-
 /*
- * The way that holds the tag, else one that is free or out of date, else FLOW_WAYS. A global
- * function, so that its registers are its own and nothing is spilled around it.
+ * Looks for cpu->flow_tag in a set. cpu->flow_way becomes the way that holds it, else one that is
+ * free or out of date, else FLOW_WAYS. Returns the slot, or INDEX_NONE when it is not there. A
+ * global function, so that its registers are its own.
  */
-__noinline __u32 flow_way(struct flow_set *set, __u32 tag, __u32 now)
+__noinline __u32 flow_search(struct flow_set *set, struct group_cpu *cpu)
 {
 	__u32 timeout = listener_map.flow_timeout, i;
 
-	if (!set)
-		return FLOW_WAYS;
+	if (!set || !cpu)
+		return INDEX_NONE;
+#pragma unroll
+	for (i = 0; i < FLOW_WAYS; i++) {
+		__u64 word = set->word[i];
+
+		if ((__u32)(word >> 32) == cpu->flow_tag) {
+			cpu->flow_way = i;
+			return flow_age(word, cpu->flow_now) > timeout ? INDEX_NONE
+								       : (word >> 16) & 0xffff;
+		}
+	}
 #pragma unroll
 	for (i = 0; i < FLOW_WAYS; i++)
-		if ((__u32)(set->word[i] >> 32) == tag)
-			return i;
-#pragma unroll
-	for (i = 0; i < FLOW_WAYS; i++)
-		if (set->word[i] == 0 || flow_age(set->word[i], now) > timeout)
-			return i;
-	return FLOW_WAYS;
+		if (set->word[i] == 0 || flow_age(set->word[i], cpu->flow_now) > timeout) {
+			cpu->flow_way = i;
+			return INDEX_NONE;
+		}
+	cpu->flow_way = FLOW_WAYS;
+	return INDEX_NONE;
 }
 
-/* The word of a place that has a way. A mask, where the verifier has lost sight of the bound. */
-static __always_inline __u64 *flow_at(const struct flow_place *place)
+/* The slot of a hash, or INDEX_NONE. cpu keeps the place, for the two functions below. */
+static __always_inline __u32 flow_find(struct group_cpu *cpu, __u32 set_hash, __u32 tag)
 {
-	__u32 way = place->way;
+	struct flow_set *set;
+
+	cpu->key = set_hash & listener_map.flow_mask;
+	cpu->flow_tag = tag;
+	cpu->flow_now = bpf_ktime_get_coarse_ns() >> FLOW_TICK_SHIFT;
+	set = bpf_map_lookup_elem(&flow_map, &cpu->key);
+	if (!set)
+		return INDEX_NONE;
+	return flow_search(set, cpu);
+}
+
+/* Remembers the slot at the place that was found last. */
+static __always_inline void flow_remember(struct group_cpu *cpu, __u32 slot)
+{
+	struct flow_set *set;
+	__u32 way = cpu->flow_way;
+
+	if (way >= FLOW_WAYS || slot >= SLOT_COUNT)
+		return;
+	set = bpf_map_lookup_elem(&flow_map, &cpu->key);
+	if (set)
+		set->word[way & (FLOW_WAYS - 1)] = flow_word(cpu->flow_tag, slot, cpu->flow_now);
+}
+
+/* What was found was used: its time starts again. Written only now and then. */
+static __always_inline void flow_refresh(struct group_cpu *cpu)
+{
+	struct flow_set *set = bpf_map_lookup_elem(&flow_map, &cpu->key);
+	__u32 way = cpu->flow_way & (FLOW_WAYS - 1);
+	__u64 word;
 
 	asm volatile("" : "+r"(way));
-	return &place->set->word[way & (FLOW_WAYS - 1)];
-}
-
-/* Looks the place up. False: no place, not even to remember it at. */
-static __always_inline bool flow_find(
-	struct flow_place *place, struct group_counters *counters, __u32 set_hash, __u32 tag)
-{
-	counters->key = set_hash & listener_map.flow_mask;
-	place->set = bpf_map_lookup_elem(&flow_map, &counters->key);
-	if (!place->set)
-		return false;
-	place->tag = tag;
-	place->now = bpf_ktime_get_coarse_ns() >> FLOW_TICK_SHIFT;
-	place->way = flow_way(place->set, tag, place->now);
-	return place->way < FLOW_WAYS;
+	if (!set)
+		return;
+	word = set->word[way & (FLOW_WAYS - 1)];
+	if (flow_age(word, cpu->flow_now) > listener_map.flow_timeout / 16)
+		set->word[way & (FLOW_WAYS - 1)] =
+			flow_word(cpu->flow_tag, (word >> 16) & 0xffff, cpu->flow_now);
 }
 
 /*
- * The slot that stands there and is not out of date, else INDEX_NONE. Also for what waits in a
- * standby that is nobody's yet: it is decided as if it were new, and remembered again.
+ * To the worker that a hash was sent to before. Returns its slot; INDEX_NONE: it was sent nowhere,
+ * or that worker is gone.
  */
-static __always_inline __u32 flow_slot(const struct flow_place *place)
+static __always_inline __u32 select_flow(
+	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u32 set_hash, __u32 tag)
 {
-	__u64 word;
-	__u32 slot;
+	__u32 slot = flow_find(cpu, set_hash, tag);
 
-	if (!place->set || place->way >= FLOW_WAYS)
+	if (slot == INDEX_NONE || select_slot(ctx, slot) != 0)
 		return INDEX_NONE;
-	word = *flow_at(place);
-	if ((__u32)(word >> 32) != place->tag ||
-		flow_age(word, place->now) > listener_map.flow_timeout)
-		return INDEX_NONE;
-	slot = (word >> 16) & 0xffff;
-	return slot == listener_map.vacant ? INDEX_NONE : slot;
-}
-
-static __always_inline void flow_remember(const struct flow_place *place, __u32 slot)
-{
-	if (place->way < FLOW_WAYS && slot < SLOT_COUNT)
-		*flow_at(place) = flow_word(place->tag, slot, place->now);
-}
-
-/* Of a flow that was used: its time starts again. Written only now and then. */
-static __always_inline void flow_refresh(const struct flow_place *place, __u32 slot)
-{
-	if (place->way < FLOW_WAYS &&
-		flow_age(*flow_at(place), place->now) > listener_map.flow_timeout / 16)
-		*flow_at(place) = flow_word(place->tag, slot, place->now);
+	flow_refresh(cpu);
+	cpu->verdict[VERDICT_FLOW]++;
+	count_slot(slot, false);
+	return slot;
 }

@@ -4,8 +4,10 @@
  *
  * The programs are loaded with CAP_BPF alone, without CAP_PERFMON. The verifier then guards against
  * speculative store bypass by a barrier after every first store to a stack slot (Linux 6.18,
- * check_stack_write_fixed_off). So map keys are not
- * built on the stack: they are pointed to where they stand already, in slot_index or the counters.
+ * check_stack_write_fixed_off), and on x86 that is an LFENCE of several nanoseconds. So what a run
+ * has to keep is kept in struct group_cpu or looked up again, which costs less; map keys are
+ * pointed to where they stand already; and what is rare is a function of its own, whose frame costs
+ * only those who call it.
  */
 #pragma once
 
@@ -27,8 +29,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct group_counters);
-} group_counters SEC(".maps");
+	__type(value, struct group_cpu);
+} group_cpu SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -45,25 +47,43 @@ struct {
 
 struct listener_map listener_map; /* .bss: the program knows its address, no look-up */
 
-/* A key to point at: slot_index[i] is i, and the sink beyond the last. Filled before loading. */
-SEC(".rodata.index") const volatile __u32 slot_index[INDEX_KEYS];
+/*
+ * Keys to point at. slot_key[i] is i where packets may go to slot i: its worker is past joining, or
+ * holds what a standby took. Else INDEX_NONE, which selects nothing, whatever socket stands there.
+ * slot_key[INDEX_SINK] is the sink. Written by the daemon.
+ */
+__u32 slot_key[INDEX_KEYS] SEC(".data.slots");
+const volatile __u32 first_key SEC(".rodata.first") = 0;
 
-static __always_inline void *index_key(__u32 index)
+static __always_inline void *key_of(__u32 index)
 {
 	/* A mask, not a branch: the verifier follows one path instead of two. */
 	index &= INDEX_KEYS - 1;
 	asm volatile("" : "+r"(index));
-	return (void *)&slot_index[index & (INDEX_KEYS - 1)];
+	return &slot_key[index & (INDEX_KEYS - 1)];
 }
 
-static __always_inline int select_index(struct sk_reuseport_md *ctx, __u32 index)
+static __always_inline int select_slot(struct sk_reuseport_md *ctx, __u32 slot)
 {
-	return bpf_sk_select_reuseport(ctx, &socket_map, index_key(index), 0);
+	return bpf_sk_select_reuseport(ctx, &socket_map, key_of(slot), 0);
+}
+
+static __always_inline struct group_cpu *this_cpu(void)
+{
+	return bpf_map_lookup_elem(&group_cpu, (void *)&first_key);
+}
+
+static __always_inline void count(enum verdict verdict)
+{
+	struct group_cpu *cpu = this_cpu();
+
+	if (cpu)
+		cpu->verdict[verdict]++;
 }
 
 static __always_inline void count_slot(__u32 slot, bool new_connection)
 {
-	struct slot_counters *counters = bpf_map_lookup_elem(&slot_counters, index_key(slot));
+	struct slot_counters *counters = bpf_map_lookup_elem(&slot_counters, key_of(slot));
 
 	if (!counters)
 		return;
@@ -116,24 +136,7 @@ __noinline __u32 select_active(struct sk_reuseport_md *ctx, __u32 hash, __u32 of
 		return INDEX_NONE;
 	slot = table->active[((hash % table->n_active + offset) % table->n_active) &
 			     (SLOT_COUNT - 1)];
-	return select_index(ctx, slot) == 0 ? slot : INDEX_NONE;
-}
-
-/*
- * The chosen slot is empty: the next active workers in order, so that with at most FALLBACK_TRIES
- * of them every one is tried. Returns the slot that took it or INDEX_NONE.
- */
-static __always_inline __u32 select_fallback(struct sk_reuseport_md *ctx, __u32 hash)
-{
-	__u32 i, slot;
-
-#pragma unroll
-	for (i = 0; i < FALLBACK_TRIES; i++) {
-		slot = select_active(ctx, hash, i);
-		if (slot != INDEX_NONE)
-			return slot;
-	}
-	return INDEX_NONE;
+	return select_slot(ctx, slot) == 0 ? slot : INDEX_NONE;
 }
 
 enum arrival {
@@ -143,57 +146,54 @@ enum arrival {
 };
 
 /*
- * The rare ones are counted by an atomic addition so that the compiler keeps two paths with a
- * constant offset each: without CAP_PERFMON the verifier refuses an addition to a pointer whose
- * operand depends on the path taken.
+ * The chosen slot is empty, or nobody is active: the next active workers in order, so that with at
+ * most FALLBACK_TRIES of them every one is tried, then the standby. Returns as select_new().
  */
-static __always_inline void count_new(struct group_counters *counters, enum arrival arrival)
+__noinline __u32 select_other(struct sk_reuseport_md *ctx, __u32 hash, __u32 arrival)
 {
-	if (arrival == ARRIVAL_STRAY)
-		__sync_fetch_and_add(&counters->verdict[VERDICT_STRAY], 1);
-	else if (arrival == ARRIVAL_MOVED)
-		__sync_fetch_and_add(&counters->verdict[VERDICT_MIGRATED], 1);
-	else
-		counters->verdict[VERDICT_LISTENER]++;
+	__u32 i, slot;
+
+#pragma unroll
+	for (i = 0; i < FALLBACK_TRIES; i++) {
+		slot = select_active(ctx, hash, i);
+		if (slot != INDEX_NONE) {
+			count(VERDICT_FALLBACK);
+			count_slot(slot, arrival != ARRIVAL_STRAY);
+			return slot;
+		}
+	}
+	if (listener_map.standby != INDEX_NONE &&
+		bpf_sk_select_reuseport(ctx, &socket_map, &listener_map.standby, 0) == 0) {
+		count(VERDICT_STANDBY);
+		return INDEX_STANDBY;
+	}
+	count(VERDICT_DROPPED);
+	return INDEX_NONE;
 }
 
 /*
  * A new connection or one that moves: listener map, else other active workers, else the standby.
  * Returns the slot that took it, INDEX_STANDBY for the standby, INDEX_NONE for nobody. Each packet
- * is counted once: what the standby holds is counted as that, whatever it is.
+ * counts for one verdict.
  */
-static __always_inline __u32 select_new(struct sk_reuseport_md *ctx, __u32 hash,
-	struct group_counters *counters, enum arrival arrival)
+static __always_inline __u32 select_new(
+	struct sk_reuseport_md *ctx, __u32 hash, enum arrival arrival)
 {
 	const struct listener_table *table = &listener_map.tables[listener_map.current & 1];
-	__u32 slot, standby;
+	__u32 slot;
 
 	if (table->n_active) {
 		slot = table_slot(table, hash);
-		if (select_index(ctx, slot) == 0) {
-			count_new(counters, arrival);
+		if (select_slot(ctx, slot) == 0) {
+			count(arrival == ARRIVAL_NEW       ? VERDICT_LISTENER
+				: arrival == ARRIVAL_MOVED ? VERDICT_MIGRATED
+							   : VERDICT_STRAY);
 			count_slot(slot, arrival != ARRIVAL_STRAY);
 			return slot;
 		}
 		report_empty(slot);
-		slot = select_fallback(ctx, hash);
-		if (slot < SLOT_COUNT) {
-			if (arrival == ARRIVAL_STRAY)
-				count_new(counters, arrival);
-			else
-				counters->verdict[VERDICT_FALLBACK]++;
-			count_slot(slot, arrival != ARRIVAL_STRAY);
-			return slot;
-		}
 	}
-	standby = listener_map.standby;
-	if (standby != INDEX_NONE && select_index(ctx, standby) == 0) {
-		counters->verdict[VERDICT_STANDBY]++;
-		return INDEX_STANDBY;
-	}
-	__sync_fetch_and_add(
-		&counters->verdict[VERDICT_DROPPED], 1); /* atomic: as in count_new() */
-	return INDEX_NONE;
+	return select_other(ctx, hash, arrival);
 }
 
 /*

@@ -32,7 +32,6 @@ struct listener_table {
 struct listener_map {
 	__u32 current;      /* 0 or 1 */
 	__u32 standby;      /* index in socket_map, or INDEX_NONE: refuse */
-	__u32 vacant;       /* slot where a standby stands that no worker has yet, or INDEX_NONE */
 	__u32 flow_mask;    /* sets of the flow map less one */
 	__u32 flow_timeout; /* ticks */
 	__u32 group;        /* number of the group, for events */
@@ -78,11 +77,17 @@ enum verdict {
 	VERDICT_COUNT,
 };
 
-/* Per CPU, one a group. key is room for a map key outside the stack: see group.bpf.h. */
-struct group_counters {
+/*
+ * Per CPU, one a group: its counters, and room for a run of the program outside the stack, which
+ * costs a barrier for each new place (group.bpf.h).
+ */
+struct group_cpu {
 	__u64 verdict[VERDICT_COUNT];
-	__u32 key;
-	__u32 reserved;
+	__u32 key;      /* a map key */
+	__u32 flow_tag; /* of the hash that was looked up last: flow.bpf.h */
+	__u32 flow_now;
+	__u32 flow_way;
+	__u64 room[32];
 };
 
 /* Per CPU, one a slot. */

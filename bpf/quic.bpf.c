@@ -60,26 +60,21 @@ const volatile __u8 keep[96] SEC(".rodata.keep") = {
 	0xff,
 };
 
-/* Per CPU: room outside the stack. */
-struct quic_scratch {
-	__u8 window[QUIC_WINDOW + 8];
-	union {
-		struct dcid_key key;
+/* What group_cpu.room is used for. */
+struct quic_room {
+	__u8 window[QUIC_WINDOW + 8]; /* the beginning of the datagram, zeros after its end */
+	union {                       /* an ID as it stands in memory, zeros behind its end */
+		struct dcid_key dcid;
 		__u64 word[3];
 	};
-	__u64 address[2];
+	__u64 address[2]; /* the client's */
 	__u8 scid[1 + QUIC_CID_OCTETS + 4];
-	__u16 port;
+	__u16 port; /* the client's, in network byte order */
 	__u32 number;
+	__u64 block[2]; /* of an encrypted ID */
 	struct quic_lb_scratch lb;
 };
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct quic_scratch);
-} quic_scratch SEC(".maps");
+_Static_assert(sizeof(struct quic_room) <= sizeof(((struct group_cpu *)0)->room), "room");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -103,34 +98,12 @@ struct {
 	__type(value, __u32);
 } cookie_map SEC(".maps");
 
-static __always_inline struct quic_scratch *scratch_of_cpu(void)
+static __always_inline struct quic_room *room_of(struct group_cpu *cpu)
 {
-	return bpf_map_lookup_elem(&quic_scratch, index_key(0));
+	return (struct quic_room *)cpu->room;
 }
 
-/*
- * The beginning of a datagram that is short or lies in pieces, copied; zeros behind its end. NULL:
- * there is nothing to read.
- */
-__noinline int copy_window(struct sk_reuseport_md *ctx, struct quic_scratch *scratch)
-{
-	__u32 length = ctx->len - UDP_HEADER;
-	volatile __u64 *word;
-
-	if (!scratch)
-		return -1;
-	word = (volatile __u64 *)scratch->window;
-	word[0] = 0;
-	word[1] = 0;
-	word[2] = 0;
-	word[3] = 0;
-	if (length >= QUIC_WINDOW)
-		return bpf_skb_load_bytes(ctx, UDP_HEADER, scratch->window, QUIC_WINDOW);
-	length &= QUIC_WINDOW - 1;
-	if (length == 0)
-		return -1;
-	return bpf_skb_load_bytes(ctx, UDP_HEADER, scratch->window, length);
-}
+/* ---- Our own IDs ---- */
 
 /* Slot of a decrypted or plain server ID, the upper octets of word; INDEX_NONE: not one of ours. */
 static __always_inline __u32 slot_of_server_id(__u64 word)
@@ -140,133 +113,153 @@ static __always_inline __u32 slot_of_server_id(__u64 word)
 	return (__u32)(word >> 32) == quic_state.server && slot < SLOT_COUNT ? slot : INDEX_NONE;
 }
 
-__noinline __u32 decrypt_slot(
-	struct quic_scratch *scratch, __u32 rotation, __u64 word0, __u64 word1)
-{
-	struct quic_lb_words words = {.word0 = word0, .word1 = word1};
-
-	if (!scratch)
-		return INDEX_NONE;
-	quic_lb_decrypt_single(
-		&quic_state.config[rotation & (QUIC_ROTATIONS - 1)], &words, &scratch->lb);
-	return slot_of_server_id(words.word0);
-}
-
-/* The slot in an encrypted ID: from the cache, else by decrypting it. */
-static __always_inline __u32 encrypted_slot(
-	struct group_counters *counters, __u32 rotation, __u64 word0, __u64 word1)
-{
-	__u64 hash = (word0 ^ rotation) * 0x9e3779b97f4a7c15ULL + word1;
-	__u64 check = (hash * 0xd6e8feb86659fd93ULL) >> 16;
-	struct cid_cache_entry *entry;
-	struct quic_scratch *scratch;
-	__u32 slot;
-
-	counters->key = (hash >> 32) & settings.cid_cache_mask;
-	entry = bpf_map_lookup_elem(&cid_cache, &counters->key);
-	if (!entry)
-		return INDEX_NONE;
-	if (entry->word[0] == word0 && entry->word[1] == word1 && entry->slot >> 16 == check)
-		return entry->slot & 0xffff;
-	scratch = scratch_of_cpu();
-	if (!scratch)
-		return INDEX_NONE;
-	slot = decrypt_slot(scratch, rotation, word0, word1);
-	if (slot < SLOT_COUNT) {
-		entry->word[0] = word0;
-		entry->word[1] = word1;
-		entry->slot = check << 16 | slot;
-	}
-	return slot;
-}
-
-/* The slot that one of our own IDs names; INDEX_NONE for other IDs. */
-static __always_inline __u32 own_slot(
-	struct group_counters *counters, const __u8 *p, __u32 length, __u32 mode)
+/*
+ * The octets of the ID behind its first one, 16 at least, in a window where all that an ID of
+ * QUIC_CID_OCTETS can reach is readable. NULL: no valid ID of ours. *rotation is its first three
+ * bits.
+ */
+static __always_inline const __u8 *own_id(const __u8 *p, __u32 *rotation)
 {
 	const __u8 *short_dcid = p;
-	__u64 word0, word1;
-	__u32 rotation;
 
 	/* Two pointers, so that the compiler makes no variable offset of 6 and 1. */
 	asm volatile("" : "+r"(short_dcid));
 	if (p[0] & 0x80) {
-		__u32 dcid_length = p[5];
-
-		if (dcid_length < QUIC_CID_LENGTH || dcid_length > QUIC_CID_OCTETS ||
-			length < 6 + dcid_length)
-			return INDEX_NONE;
-		rotation = p[6] >> 5;
-		word0 = quic_lb_load64(p + 7);
-		word1 = quic_lb_load64(p + 15);
+		if (p[5] < QUIC_CID_LENGTH || p[5] > QUIC_CID_OCTETS)
+			return NULL;
+		p += 7;
 	} else {
-		if (length < 1 + QUIC_CID_LENGTH)
-			return INDEX_NONE;
-		rotation = short_dcid[1] >> 5;
-		word0 = quic_lb_load64(short_dcid + 2);
-		word1 = quic_lb_load64(short_dcid + 10);
+		p = short_dcid + 2;
 	}
-	if (!(quic_state.rotations >> rotation & 1))
-		return INDEX_NONE;
-	if (mode == QUIC_MODE_LB_PLAIN)
-		return slot_of_server_id(word0);
-	return encrypted_slot(counters, rotation, word0, word1);
+	*rotation = *(p - 1) >> 5;
+	return quic_state.rotations >> *rotation & 1 ? p : NULL;
 }
 
-static __always_inline bool pass_to(
-	struct sk_reuseport_md *ctx, struct group_counters *counters, __u32 slot)
+/*
+ * Decrypts the ID of which room->block has the two words, and keeps it in the cache, where
+ * cpu->key says. The check in its entry: see encrypted_slot().
+ */
+__noinline __u32 decrypt_slot(struct group_cpu *cpu, __u32 rotation, __u64 check)
 {
-	if (slot >= SLOT_COUNT || slot == listener_map.vacant || select_index(ctx, slot) != 0)
+	struct cid_cache_entry *entry;
+	struct quic_lb_words words;
+	struct quic_room *room;
+	__u32 slot;
+
+	if (!cpu)
+		return INDEX_NONE;
+	room = room_of(cpu);
+	words.word0 = room->block[0];
+	words.word1 = room->block[1];
+	quic_lb_decrypt_single(
+		&quic_state.config[rotation & (QUIC_ROTATIONS - 1)], &words, &room->lb);
+	slot = slot_of_server_id(words.word0);
+	if (slot == INDEX_NONE)
+		return INDEX_NONE;
+	entry = bpf_map_lookup_elem(&cid_cache, &cpu->key);
+	if (entry) {
+		entry->word[0] = room->block[0];
+		entry->word[1] = room->block[1];
+		entry->slot = check | slot;
+	}
+	return slot;
+}
+
+/* The slot in an encrypted ID: from the cache, else by decrypting it. */
+static __always_inline __u32 encrypted_slot(const __u8 *id, __u32 rotation)
+{
+	struct cid_cache_entry *entry;
+	struct group_cpu *cpu = this_cpu();
+	__u64 word0, word1, hash;
+
+	if (!cpu)
+		return INDEX_NONE;
+	word0 = quic_lb_load64(id);
+	word1 = quic_lb_load64(id + 8);
+	room_of(cpu)->block[0] = word0;
+	room_of(cpu)->block[1] = word1;
+	hash = cid_cache_hash(word0, word1, rotation);
+	cpu->key = (hash >> 32) & settings.cid_cache_mask;
+	entry = bpf_map_lookup_elem(&cid_cache, &cpu->key);
+	if (entry && entry->word[0] == room_of(cpu)->block[0] &&
+		entry->word[1] == room_of(cpu)->block[1] &&
+		(entry->slot & CID_CACHE_CHECK) == (hash & CID_CACHE_CHECK))
+		return entry->slot & 0xffff;
+	return decrypt_slot(cpu, rotation, hash & CID_CACHE_CHECK);
+}
+
+/* The slot that one of our own IDs names; INDEX_NONE for other IDs. */
+static __always_inline __u32 own_slot(const __u8 *p, __u32 mode)
+{
+	__u32 rotation = 0;
+	const __u8 *id = own_id(p, &rotation);
+
+	if (!id)
+		return INDEX_NONE;
+	if (mode == QUIC_MODE_LB_PLAIN)
+		return slot_of_server_id(quic_lb_load64(id));
+	return encrypted_slot(id, rotation);
+}
+
+/* ---- IDs of others ---- */
+
+/* To the worker that the packet's ID names. */
+static __always_inline bool pass_to(struct sk_reuseport_md *ctx, __u32 slot)
+{
+	if (slot >= SLOT_COUNT || select_slot(ctx, slot) != 0)
 		return false;
-	counters->verdict[VERDICT_CONNECTION_ID]++;
+	count(VERDICT_CONNECTION_ID);
 	count_slot(slot, false);
 	return true;
 }
 
 /*
- * The ID at p as words as they stand in memory, zero behind its end; 24 octets at p are readable.
- * An ID longer than QUIC_CID_OCTETS, of a version that is not known, is cut there.
+ * The ID at p into room->word; 24 octets at p are readable. One longer than QUIC_CID_OCTETS, of a
+ * version that is not known, is cut there.
  */
-static __always_inline void load_dcid(struct quic_scratch *scratch, const __u8 *p, __u32 length)
+static __always_inline void load_dcid(struct quic_room *room, const __u8 *p, __u32 length)
 {
-	volatile __u32 *number = &scratch->number;
+	volatile __u32 *number = &room->number;
 	const volatile __u8 *mask;
 
 	length = length > QUIC_CID_OCTETS ? QUIC_CID_OCTETS : length;
-	/* Through memory, so that on no path the verifier knows it: see count_new(). */
+	/* Through memory, so that on no path the verifier knows it: without CAP_PERFMON it refuses
+	 * an addition to a pointer whose operand it knows on one path and not on another. */
 	*number = 32 - (length & 31);
 	mask = keep + (*number & 63);
-	scratch->word[0] = *(const __u64 *)p & *(const volatile __u64 *)mask;
-	scratch->word[1] = *(const __u64 *)(p + 8) & *(const volatile __u64 *)(mask + 8);
-	scratch->word[2] = *(const __u32 *)(p + 16) & *(const volatile __u32 *)(mask + 16);
+	room->word[0] = *(const __u64 *)p & *(const volatile __u64 *)mask;
+	room->word[1] = *(const __u64 *)(p + 8) & *(const volatile __u64 *)(mask + 8);
+	room->word[2] = *(const __u32 *)(p + 16) & *(const volatile __u32 *)(mask + 16);
 }
 
-/* Registered: whom the ID in scratch was registered for. */
-static __always_inline __u32 registered_slot(struct quic_scratch *scratch, __u32 length)
+/* Registered: whom the ID in room was registered for. */
+static __always_inline __u32 registered_slot(struct quic_room *room, __u32 length)
 {
 	__u32 *slot;
 
-	scratch->key.length = length;
-	slot = bpf_map_lookup_elem(&dcid_map, &scratch->key);
-	scratch->key.length = 0;
+	room->dcid.length = length;
+	slot = bpf_map_lookup_elem(&dcid_map, &room->dcid);
+	room->dcid.length = 0;
 	return slot ? *slot : INDEX_NONE;
 }
 
 /* The same for a short header, which does not say how long its ID is. */
-__noinline __u32 registered_short_slot(struct quic_scratch *scratch, __u32 length)
+__noinline __u32 registered_short_slot(struct group_cpu *cpu, __u32 length)
 {
+	struct quic_room *room;
 	__u32 i, slot;
 
-	if (!scratch)
+	if (!cpu)
 		return INDEX_NONE;
+	room = room_of(cpu);
 #pragma unroll
 	for (i = 0; i < QUIC_CID_LENGTHS; i++) {
 		__u32 cid_length = quic_state.cid_length[i];
 
 		if (cid_length == 0 || length < 1 + cid_length)
 			continue;
-		load_dcid(scratch, scratch->window + 1, cid_length);
-		slot = registered_slot(scratch, cid_length);
+		load_dcid(room, room->window + 1, cid_length);
+		slot = registered_slot(room, cid_length);
 		if (slot != INDEX_NONE)
 			return slot;
 	}
@@ -274,73 +267,240 @@ __noinline __u32 registered_short_slot(struct quic_scratch *scratch, __u32 lengt
 }
 
 /* nginx: the worker with this socket cookie. */
-static __always_inline __u32 cookie_slot(struct quic_scratch *scratch)
+static __always_inline __u32 cookie_slot(struct quic_room *room)
 {
 	__u32 *slot;
 
-	scratch->word[0] = QUIC_LB_BE64(scratch->word[0]);
-	slot = bpf_map_lookup_elem(&cookie_map, &scratch->word[0]);
-	scratch->word[0] = QUIC_LB_BE64(scratch->word[0]);
+	room->address[0] = QUIC_LB_BE64(room->word[0]);
+	slot = bpf_map_lookup_elem(&cookie_map, &room->address[0]);
 	return slot ? *slot : INDEX_NONE;
 }
 
+/* ---- IDs that name nobody ---- */
+
 /* Does a packet of this kind begin a connection? An unknown version gets Version Negotiation. */
-static __always_inline bool begins_connection(__u8 kind)
+static __always_inline bool begins_connection(__u32 kind)
 {
 	return kind == QUIC_INITIAL || kind == QUIC_0RTT || kind == QUIC_UNKNOWN_VERSION;
 }
 
-static __always_inline __u64 hash_dcid(const struct quic_scratch *scratch, __u32 length)
+static __always_inline int drop_invalid(struct sk_reuseport_md *ctx)
 {
-	return quic_hash(&quic_state.hash_key, scratch->word[0], scratch->word[1],
-		scratch->word[2] | QUIC_HASH_CID(length));
-}
-
-/* The slot that the flow map has at this place and that took the packet, or INDEX_NONE. */
-static __always_inline __u32 pass_by_flow(struct sk_reuseport_md *ctx,
-	struct group_counters *counters, const struct flow_place *place)
-{
-	__u32 slot = flow_slot(place);
-
-	if (slot == INDEX_NONE || select_index(ctx, slot) != 0)
-		return INDEX_NONE;
-	flow_refresh(place, slot);
-	counters->verdict[VERDICT_FLOW]++;
-	count_slot(slot, false);
-	return slot;
-}
-
-static __always_inline int drop_invalid(
-	struct sk_reuseport_md *ctx, struct group_counters *counters)
-{
-	__sync_fetch_and_add(&counters->verdict[VERDICT_INVALID], 1);
-	return select_index(ctx, INDEX_SINK) == 0 ? SK_PASS : SK_DROP;
+	count(VERDICT_INVALID);
+	return select_slot(ctx, INDEX_SINK) == 0 ? SK_PASS : SK_DROP;
 }
 
 /* A packet of a connection that nobody has: an active worker answers it. */
-static __always_inline int select_stray(
-	struct sk_reuseport_md *ctx, struct group_counters *counters, __u64 hash)
+static __always_inline int select_stray(struct sk_reuseport_md *ctx, __u64 hash)
 {
-	return verdict_of(select_new(ctx, quic_listener_hash(hash), counters, ARRIVAL_STRAY));
+	return verdict_of(select_new(ctx, quic_listener_hash(hash), ARRIVAL_STRAY));
 }
 
-/* An ID that names nobody. */
-static __noinline int select_unknown(struct sk_reuseport_md *ctx, struct group_counters *counters,
-	struct quic_scratch *scratch, __u32 kind, __u32 dcid_length)
+static __always_inline __u32 select_by_hash(
+	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u64 hash)
 {
-	__u64 hash = hash_dcid(scratch, dcid_length);
-	struct flow_place place = {0};
-	__u32 slot;
+	return select_flow(ctx, cpu, quic_flow_set(hash), quic_flow_tag(hash));
+}
+
+static __always_inline int select_unknown(
+	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u32 kind, __u32 dcid_length)
+{
+	struct quic_room *room = room_of(cpu);
+	__u64 hash = quic_hash(&quic_state.hash_key, room->word[0], room->word[1],
+		room->word[2] | QUIC_HASH_CID(dcid_length));
+	__u32 selected;
 
 	if (!begins_connection(kind))
-		return select_stray(ctx, counters, hash);
-	if (flow_find(&place, counters, quic_flow_set(hash), quic_flow_tag(hash)) &&
-		pass_by_flow(ctx, counters, &place) != INDEX_NONE)
+		return select_stray(ctx, hash);
+	if (select_by_hash(ctx, cpu, hash) != INDEX_NONE)
 		return SK_PASS;
-	slot = select_new(ctx, quic_listener_hash(hash), counters, ARRIVAL_NEW);
-	if (place.set)
-		flow_remember(&place, slot_of(slot));
-	return verdict_of(slot);
+	selected = select_new(ctx, quic_listener_hash(hash), ARRIVAL_NEW);
+	flow_remember(cpu, slot_of(selected));
+	return verdict_of(selected);
+}
+
+/* ---- Opaque: nothing is known of the server's IDs but what can be learned ---- */
+
+/*
+ * The client's address and port, from the headers before and of UDP: an IPv4 one as four octets, on
+ * a socket for both kinds as well. 0, or a negative errno.
+ */
+__noinline int load_address(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
+{
+	struct quic_room *room;
+	int result;
+
+	if (!cpu)
+		return -1;
+	room = room_of(cpu);
+	*(volatile __u64 *)&room->address[0] = 0;
+	*(volatile __u64 *)&room->address[1] = 0;
+	if (ctx->eth_protocol == bpf_htons(ETHERTYPE_IPV6))
+		result = bpf_skb_load_bytes_relative(
+			ctx, IPV6_SOURCE, room->address, sizeof(room->address), BPF_HDR_START_NET);
+	else
+		result = bpf_skb_load_bytes_relative(
+			ctx, IPV4_SOURCE, room->address, 4, BPF_HDR_START_NET);
+	if (result < 0)
+		return result;
+	return bpf_skb_load_bytes(ctx, 0, &room->port, sizeof(room->port));
+}
+
+/*
+ * The source connection ID of a long header, into room->word; returns its length. It stands behind
+ * the destination's, which may be anywhere. Zeros where the packet is too short for one.
+ */
+__noinline __u32 load_scid(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
+{
+	struct quic_room *room;
+	__u32 length;
+
+	if (!cpu)
+		return 0;
+	room = room_of(cpu);
+	*(volatile __u8 *)room->scid = 0;
+	bpf_skb_load_bytes(ctx, UDP_HEADER + 6 + room->window[5], room->scid, 1 + QUIC_CID_OCTETS);
+	length = *(volatile __u8 *)room->scid;
+	length = length > QUIC_CID_OCTETS ? QUIC_CID_OCTETS : length;
+	load_dcid(room, room->scid + 1, length);
+	return length;
+}
+
+/* Remembers that the hash belongs to the slot. */
+__noinline int note_flow(struct group_cpu *cpu, __u64 hash, __u32 slot)
+{
+	if (!cpu)
+		return 0;
+	if (flow_find(cpu, quic_flow_set(hash), quic_flow_tag(hash)) == slot)
+		flow_refresh(cpu);
+	else
+		flow_remember(cpu, slot);
+	return 0;
+}
+
+/* Hash of the first octets of the ID at dcid; prefix is QUIC_PREFIX_LONG or _SHORT. */
+static __always_inline __u64 hash_prefix(struct quic_room *room, const __u8 *dcid, __u32 prefix)
+{
+	load_dcid(room, dcid, prefix);
+	return quic_hash(&quic_state.hash_key, room->word[0], 0, QUIC_HASH_PREFIX(prefix));
+}
+
+/* The ID that the server has chosen, learned from what the client sends to it. */
+__noinline int learn_dcid(struct group_cpu *cpu, __u32 slot)
+{
+	struct quic_room *room;
+	__u32 length, prefix;
+
+	if (!cpu)
+		return 0;
+	room = room_of(cpu);
+	length = room->window[5];
+	if (length < QUIC_PREFIX_SHORT)
+		return 0;
+	prefix = length >= QUIC_PREFIX_LONG ? QUIC_PREFIX_LONG : QUIC_PREFIX_SHORT;
+	if (!quic_state.prefix)
+		quic_state.prefix = prefix;
+	return note_flow(cpu, hash_prefix(room, room->window + 6, prefix), slot);
+}
+
+/*
+ * Long header. All that a client sends in one handshake has one source connection ID (RFC 9000
+ * section 7.2), whatever the destination's becomes. The ID that the server has chosen is learned
+ * from the client's Handshake packet.
+ */
+static __always_inline int select_opaque_long(
+	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u64 address, __u32 kind)
+{
+	struct quic_room *room = room_of(cpu);
+	__u32 length = load_scid(ctx, cpu), slot;
+	__u64 hash = quic_hash_handshake(
+		address, quic_hash(&quic_state.hash_key, room->word[0], room->word[1],
+				 room->word[2] | QUIC_HASH_CID(length)));
+
+	slot = select_by_hash(ctx, cpu, hash);
+	if (slot == INDEX_NONE) {
+		if (!begins_connection(kind))
+			return select_stray(ctx, hash);
+		slot = select_new(ctx, quic_listener_hash(hash), ARRIVAL_NEW);
+		if (slot == INDEX_NONE)
+			return SK_DROP;
+		slot = slot_of(slot);
+		note_flow(cpu, hash, slot);
+	}
+	note_flow(cpu, address, slot);
+	if (kind == QUIC_HANDSHAKE)
+		learn_dcid(cpu, slot);
+	return SK_PASS;
+}
+
+/*
+ * Short header: by an ID that was learned, else by the client's address. Then the client goes on
+ * with an ID that nobody has seen, and it is learned.
+ */
+static __always_inline int select_opaque_short(
+	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u64 address)
+{
+	struct quic_room *room = room_of(cpu);
+	__u32 prefix = quic_state.prefix, slot;
+
+	if (prefix) {
+		slot = select_by_hash(ctx, cpu, hash_prefix(room, room->window + 1, prefix));
+		if (slot != INDEX_NONE) {
+			note_flow(cpu, address, slot);
+			return SK_PASS;
+		}
+	}
+	slot = select_by_hash(ctx, cpu, address);
+	if (slot == INDEX_NONE)
+		return select_stray(ctx, address);
+	if (prefix)
+		note_flow(cpu, hash_prefix(room, room->window + 1, prefix), slot);
+	return SK_PASS;
+}
+
+static __always_inline int select_opaque(
+	struct sk_reuseport_md *ctx, struct group_cpu *cpu, struct quic_header header)
+{
+	struct quic_room *room = room_of(cpu);
+	__u64 address;
+
+	if (load_address(ctx, cpu) < 0)
+		return drop_invalid(ctx);
+	address = quic_hash(&quic_state.hash_key, room->address[0], room->address[1],
+		QUIC_HASH_FLOW | room->port);
+	if (header.long_header)
+		return select_opaque_long(ctx, cpu, address, header.kind);
+	return select_opaque_short(ctx, cpu, address);
+}
+
+/* ---- The packet ---- */
+
+/*
+ * The beginning of a datagram that is short or lies in pieces, copied; zeros behind its end.
+ * Returns the datagram's length.
+ */
+__noinline int copy_window(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
+{
+	__u32 length = ctx->len - UDP_HEADER;
+	volatile __u64 *word;
+	__u8 *window;
+
+	if (!cpu)
+		return 0;
+	window = room_of(cpu)->window;
+	word = (volatile __u64 *)window;
+	word[0] = 0;
+	word[1] = 0;
+	word[2] = 0;
+	word[3] = 0;
+	if (length >= QUIC_WINDOW) {
+		bpf_skb_load_bytes(ctx, UDP_HEADER, window, QUIC_WINDOW);
+	} else {
+		length &= QUIC_WINDOW - 1;
+		if (length)
+			bpf_skb_load_bytes(ctx, UDP_HEADER, window, length);
+	}
+	return (int)length;
 }
 
 /* How many octets a connection ID has in a short header of this mode; 0: not known. */
@@ -351,222 +511,65 @@ static __always_inline __u8 short_dcid_length(__u32 mode)
 	return mode == QUIC_MODE_NGINX ? QUIC_CID_OCTETS : 0;
 }
 
-/*
- * The client's address and port, from the headers before and of UDP: an IPv4 one as four octets, on
- * a socket for both kinds as well. 0, or a negative errno.
- */
-__noinline int load_address(struct sk_reuseport_md *ctx, struct quic_scratch *scratch)
+/* All that is not one of our own IDs; the packet is in the window. */
+static __always_inline int select_by_window(
+	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u32 length, __u32 mode)
 {
-	int result;
-
-	if (!scratch)
-		return -1;
-	*(volatile __u64 *)&scratch->address[0] = 0;
-	*(volatile __u64 *)&scratch->address[1] = 0;
-	if (ctx->eth_protocol == bpf_htons(ETHERTYPE_IPV6))
-		result = bpf_skb_load_bytes_relative(ctx, IPV6_SOURCE, scratch->address,
-			sizeof(scratch->address), BPF_HDR_START_NET);
-	else
-		result = bpf_skb_load_bytes_relative(
-			ctx, IPV4_SOURCE, scratch->address, 4, BPF_HDR_START_NET);
-	if (result < 0)
-		return result;
-	return bpf_skb_load_bytes(ctx, 0, &scratch->port, sizeof(scratch->port));
-}
-
-/*
- * The source connection ID of a long header, into scratch->word; returns its length. It stands
- * behind the destination's, which may be anywhere. Zeros where the packet is too short for one.
- */
-__noinline __u32 load_scid(struct sk_reuseport_md *ctx, struct quic_scratch *scratch, __u32 offset)
-{
-	__u32 length;
-
-	if (!scratch)
-		return 0;
-	*(volatile __u8 *)scratch->scid = 0;
-	bpf_skb_load_bytes(ctx, UDP_HEADER + offset, scratch->scid, 1 + QUIC_CID_OCTETS);
-	length = *(volatile __u8 *)scratch->scid;
-	length = length > QUIC_CID_OCTETS ? QUIC_CID_OCTETS : length;
-	load_dcid(scratch, scratch->scid + 1, length);
-	return length;
-}
-
-/* Remembers that the hash belongs to the slot. */
-static __always_inline void note_flow(struct group_counters *counters, __u64 hash, __u32 slot)
-{
-	struct flow_place place = {0};
-
-	if (!flow_find(&place, counters, quic_flow_set(hash), quic_flow_tag(hash)))
-		return;
-	if (flow_slot(&place) == slot)
-		flow_refresh(&place, slot);
-	else
-		flow_remember(&place, slot);
-}
-
-/* The slot that the flow map has for this hash and that took the packet, or INDEX_NONE. */
-static __always_inline __u32 select_by_flow(
-	struct sk_reuseport_md *ctx, struct group_counters *counters, __u64 hash)
-{
-	struct flow_place place = {0};
-
-	if (!flow_find(&place, counters, quic_flow_set(hash), quic_flow_tag(hash)))
-		return INDEX_NONE;
-	return pass_by_flow(ctx, counters, &place);
-}
-
-/* Hash of the first octets of the ID at dcid; prefix is QUIC_PREFIX_LONG or _SHORT. */
-static __always_inline __u64 hash_prefix(
-	struct quic_scratch *scratch, const __u8 *dcid, __u32 prefix)
-{
-	load_dcid(scratch, dcid, prefix);
-	return quic_hash(&quic_state.hash_key, scratch->word[0], 0, QUIC_HASH_PREFIX(prefix));
-}
-
-/* Opaque: the ID that the server has chosen, learned from what the client sends to it. */
-static __noinline int learn_dcid(
-	struct group_counters *counters, struct quic_scratch *scratch, __u32 slot)
-{
-	__u32 length = scratch->window[5], prefix;
-
-	if (length < QUIC_PREFIX_SHORT)
-		return 0;
-	prefix = length >= QUIC_PREFIX_LONG ? QUIC_PREFIX_LONG : QUIC_PREFIX_SHORT;
-	if (!quic_state.prefix)
-		quic_state.prefix = prefix;
-	note_flow(counters, hash_prefix(scratch, scratch->window + 6, prefix), slot);
-	return 0;
-}
-
-/*
- * Opaque, long header. All that a client sends in one handshake has one source connection ID (RFC
- * 9000 section 7.2), whatever the destination's becomes. The ID that the server has chosen is
- * learned from the client's Handshake packet.
- */
-static __noinline int select_opaque_long(struct sk_reuseport_md *ctx,
-	struct group_counters *counters, struct quic_scratch *scratch, __u64 address, __u32 kind)
-{
-	__u32 length = load_scid(ctx, scratch, 6 + scratch->window[5]), slot;
-	__u64 hash = quic_hash_handshake(
-		address, quic_hash(&quic_state.hash_key, scratch->word[0], scratch->word[1],
-				 scratch->word[2] | QUIC_HASH_CID(length)));
-
-	slot = select_by_flow(ctx, counters, hash);
-	if (slot == INDEX_NONE) {
-		if (!begins_connection(kind))
-			return select_stray(ctx, counters, hash);
-		slot = select_new(ctx, quic_listener_hash(hash), counters, ARRIVAL_NEW);
-		if (slot == INDEX_NONE)
-			return SK_DROP;
-		slot = slot_of(slot);
-		note_flow(counters, hash, slot);
-	}
-	note_flow(counters, address, slot);
-	if (kind == QUIC_HANDSHAKE)
-		learn_dcid(counters, scratch, slot);
-	return SK_PASS;
-}
-
-/*
- * Opaque, short header: by an ID that was learned, else by the client's address. Then the client
- * goes on with an ID that nobody has seen, and it is learned.
- */
-static __noinline int select_opaque_short(struct sk_reuseport_md *ctx,
-	struct group_counters *counters, struct quic_scratch *scratch, __u64 address)
-{
-	__u32 prefix = quic_state.prefix, slot;
-	__u64 hash = 0;
-
-	if (prefix) {
-		hash = hash_prefix(scratch, scratch->window + 1, prefix);
-		slot = select_by_flow(ctx, counters, hash);
-		if (slot != INDEX_NONE) {
-			note_flow(counters, address, slot);
-			return SK_PASS;
-		}
-	}
-	slot = select_by_flow(ctx, counters, address);
-	if (slot == INDEX_NONE)
-		return select_stray(ctx, counters, address);
-	if (prefix)
-		note_flow(counters, hash, slot);
-	return SK_PASS;
-}
-
-/* Nothing is known of the server's IDs but what can be learned. */
-static __always_inline int select_opaque(struct sk_reuseport_md *ctx,
-	struct group_counters *counters, struct quic_scratch *scratch, struct quic_header header)
-{
-	__u64 address;
-
-	if (load_address(ctx, scratch) < 0)
-		return drop_invalid(ctx, counters);
-	address = quic_hash(&quic_state.hash_key, scratch->address[0], scratch->address[1],
-		QUIC_HASH_FLOW | scratch->port);
-	if (header.long_header)
-		return select_opaque_long(ctx, counters, scratch, address, header.kind);
-	return select_opaque_short(ctx, counters, scratch, address);
-}
-
-/* All that is not one of our own IDs; the packet is in scratch->window. */
-static __always_inline int select_other(struct sk_reuseport_md *ctx,
-	struct group_counters *counters, struct quic_scratch *scratch, __u32 length, __u32 mode)
-{
-	struct quic_header header =
-		quic_read_header(scratch->window, length, short_dcid_length(mode));
-	const __u8 *dcid = scratch->window + 1;
+	struct quic_room *room = room_of(cpu);
+	struct quic_header header = quic_read_header(room->window, length, short_dcid_length(mode));
+	const __u8 *dcid = room->window + 1;
 
 	if (header.kind == QUIC_INVALID)
-		return drop_invalid(ctx, counters);
+		return drop_invalid(ctx);
 	if (mode == QUIC_MODE_OPAQUE)
-		return select_opaque(ctx, counters, scratch, header);
-	asm volatile("" : "+r"(dcid)); /* as in own_slot() */
+		return select_opaque(ctx, cpu, header);
+	asm volatile("" : "+r"(dcid)); /* as in own_id() */
 	if (header.long_header)
-		dcid = scratch->window + 6;
-	load_dcid(scratch, dcid, header.dcid_length);
-	if (mode == QUIC_MODE_NGINX && pass_to(ctx, counters, cookie_slot(scratch)))
+		dcid = room->window + 6;
+	load_dcid(room, dcid, header.dcid_length);
+	if (mode == QUIC_MODE_NGINX && pass_to(ctx, cookie_slot(room)))
 		return SK_PASS;
 	if (mode == QUIC_MODE_REGISTERED) {
-		__u32 slot = header.long_header ? registered_slot(scratch, header.dcid_length)
-						: registered_short_slot(scratch, length);
+		__u32 slot = header.long_header ? registered_slot(room, header.dcid_length)
+						: registered_short_slot(cpu, length);
 
-		if (pass_to(ctx, counters, slot))
+		if (pass_to(ctx, slot))
 			return SK_PASS;
 	}
-	return select_unknown(ctx, counters, scratch, header.kind, header.dcid_length);
+	return select_unknown(ctx, cpu, header.kind, header.dcid_length);
 }
 
 static __always_inline int select_quic(struct sk_reuseport_md *ctx, __u32 mode)
 {
-	struct group_counters *counters = bpf_map_lookup_elem(&group_counters, index_key(0));
-	struct quic_scratch *scratch = NULL;
-	__u32 length = ctx->len - UDP_HEADER;
+	const bool own = mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN;
 	const __u8 *p = ctx->data;
+	struct group_cpu *cpu;
+	__u64 *window;
+	__u32 length;
 
-	if (!counters)
-		return SK_DROP;
 	if (p + UDP_HEADER + QUIC_WINDOW <= (const __u8 *)ctx->data_end) {
 		p += UDP_HEADER;
-	} else {
-		scratch = scratch_of_cpu();
-		if (!scratch)
+		if (own && pass_to(ctx, own_slot(p, mode)))
+			return SK_PASS;
+		cpu = this_cpu();
+		if (!cpu)
 			return SK_DROP;
-		if (copy_window(ctx, scratch) < 0)
-			return drop_invalid(ctx, counters);
-		p = scratch->window;
+		window = (__u64 *)room_of(cpu)->window;
+		window[0] = ((const __u64 *)p)[0];
+		window[1] = ((const __u64 *)p)[1];
+		window[2] = ((const __u64 *)p)[2];
+		window[3] = ((const __u64 *)p)[3];
+		length = ctx->len - UDP_HEADER;
+	} else {
+		cpu = this_cpu();
+		if (!cpu)
+			return SK_DROP;
+		length = copy_window(ctx, cpu);
+		if (own && length >= 1 + QUIC_CID_LENGTH &&
+			pass_to(ctx, own_slot(room_of(cpu)->window, mode)))
+			return SK_PASS;
 	}
-	if ((mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN) &&
-		pass_to(ctx, counters, own_slot(counters, p, length, mode)))
-		return SK_PASS;
-	scratch = scratch_of_cpu();
-	if (!scratch)
-		return SK_DROP;
-	((__u64 *)scratch->window)[0] = ((const __u64 *)p)[0];
-	((__u64 *)scratch->window)[1] = ((const __u64 *)p)[1];
-	((__u64 *)scratch->window)[2] = ((const __u64 *)p)[2];
-	((__u64 *)scratch->window)[3] = ((const __u64 *)p)[3];
-	return select_other(ctx, counters, scratch, length, mode);
+	return select_by_window(ctx, cpu, length, mode);
 }
 
 /* One of these is loaded. */

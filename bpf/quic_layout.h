@@ -67,14 +67,23 @@ struct quic_state {
 };
 
 /*
- * The cache of decrypted IDs. slot is check << 16 | slot, check being computed from the ID: entries
- * are written without a lock, and one of which the words come from two writers does not match.
+ * The cache of decrypted IDs. Entries are written without a lock, and must not match when their
+ * words come from two writers: so slot also has, above its 16 bits, a check that is computed from
+ * the ID (and its config rotation).
  */
+#define CID_CACHE_CHECK (~(__u64)0xffff)
+
 struct cid_cache_entry {
 	__u64 word[2]; /* of the ID, behind its first octet */
 	__u64 slot;
 	__u64 reserved;
 };
+
+/* Place in the cache (upper half) and check; the words of an encrypted ID are random already. */
+static __always_inline __u64 cid_cache_hash(__u64 word0, __u64 word1, __u32 rotation)
+{
+	return ((word0 ^ rotation) * 0x9e3779b97f4a7c15ULL + word1) * 0xd6e8feb86659fd93ULL;
+}
 
 /* A registered ID. */
 struct dcid_key {

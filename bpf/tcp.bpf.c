@@ -24,15 +24,11 @@ static __always_inline bool opens_connection(const struct sk_reuseport_md *ctx)
 SEC("sk_reuseport/migrate")
 int tcp_select(struct sk_reuseport_md *ctx)
 {
-	struct group_counters *counters = bpf_map_lookup_elem(&group_counters, index_key(0));
-
-	if (!counters)
-		return SK_DROP;
 	if (ctx->migrating_sk)
-		return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_MOVED));
+		return verdict_of(select_new(ctx, ctx->hash, ARRIVAL_MOVED));
 	if (opens_connection(ctx))
-		return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_NEW));
-	return verdict_of(select_new(ctx, ctx->hash, counters, ARRIVAL_STRAY));
+		return verdict_of(select_new(ctx, ctx->hash, ARRIVAL_NEW));
+	return verdict_of(select_new(ctx, ctx->hash, ARRIVAL_STRAY));
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -9,27 +9,17 @@
 SEC("sk_reuseport/migrate")
 int udp_select(struct sk_reuseport_md *ctx)
 {
-	struct group_counters *counters = bpf_map_lookup_elem(&group_counters, index_key(0));
-	struct flow_place place = {0};
-	__u32 hash = ctx->hash;
-	__u32 slot;
+	struct group_cpu *cpu = this_cpu();
+	__u32 hash = ctx->hash, selected;
 
-	if (!counters)
+	if (!cpu)
 		return SK_DROP;
 	/* A tag is never 0; the lowest bit chooses the set, so nothing is lost by setting it. */
-	if (flow_find(&place, counters, hash, hash | 1)) {
-		slot = flow_slot(&place);
-		if (slot != INDEX_NONE && select_index(ctx, slot) == 0) {
-			flow_refresh(&place, slot);
-			counters->verdict[VERDICT_FLOW]++;
-			count_slot(slot, false);
-			return SK_PASS;
-		}
-	}
-	slot = select_new(ctx, hash, counters, ARRIVAL_NEW);
-	if (place.set)
-		flow_remember(&place, slot_of(slot));
-	return verdict_of(slot);
+	if (select_flow(ctx, cpu, hash, hash | 1) != INDEX_NONE)
+		return SK_PASS;
+	selected = select_new(ctx, hash, ARRIVAL_NEW);
+	flow_remember(cpu, slot_of(selected));
+	return verdict_of(selected);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -41,18 +41,10 @@ static struct bpf_object *open_object(enum transport transport)
 
 static int prepare_object(struct group *group, const struct listener_config *config, int ring)
 {
-	struct bpf_map *rodata = bpf_object__find_map_by_name(group->object, ".rodata.index");
 	struct bpf_map *flows = bpf_object__find_map_by_name(group->object, "flow_map");
 	struct bpf_map *events = bpf_object__find_map_by_name(group->object, "events");
-	uint32_t *keys;
-	size_t size;
 	int result;
 
-	keys = (uint32_t *)bpf_map__initial_value(rodata, &size);
-	if (!keys || size < INDEX_KEYS * sizeof(*keys))
-		return -EINVAL;
-	for (uint32_t i = 0; i < INDEX_KEYS; i++)
-		keys[i] = i < INDEX_COUNT ? i : INDEX_SINK;
 	result = bpf_map__reuse_fd(events, ring);
 	if (result < 0)
 		return result;
@@ -105,18 +97,22 @@ static int load(
 		return -EINVAL;
 	group->program = bpf_program__fd(program);
 	group->socket_map = bpf_object__find_map_fd_by_name(group->object, "socket_map");
-	group->group_counters = bpf_object__find_map_fd_by_name(group->object, "group_counters");
+	group->group_cpu = bpf_object__find_map_fd_by_name(group->object, "group_cpu");
 	group->slot_counters = bpf_object__find_map_fd_by_name(group->object, "slot_counters");
 	group->listener_map = map_memory(group->object, ".bss", sizeof(struct listener_map));
-	if (!group->listener_map)
+	group->slot_key = map_memory(group->object, ".data.slots", INDEX_KEYS * sizeof(uint32_t));
+	if (!group->listener_map || !group->slot_key)
 		return -errno;
+	for (uint32_t i = 0; i < INDEX_KEYS; i++)
+		group->slot_key[i] = INDEX_NONE;
+	group->slot_key[INDEX_SINK] = INDEX_SINK;
 	if (group->n_flow_sets) {
 		group->flows = map_memory(
 			group->object, "flow_map", group->n_flow_sets * sizeof(struct flow_set));
 		if (!group->flows)
 			return -errno;
 	}
-	group->listener_map->standby = group->listener_map->vacant = INDEX_NONE;
+	group->listener_map->standby = INDEX_NONE;
 	group->listener_map->group = number;
 	group->listener_map->flow_mask = group->n_flow_sets ? (uint32_t)group->n_flow_sets - 1 : 0;
 	group->listener_map->flow_timeout = flow_ticks(config);
@@ -172,14 +168,22 @@ static int make_sink(
 	return 0;
 }
 
-/* Tells the program of a change of the standby. */
+void group_open_slot(struct group *group, uint16_t slot, bool open)
+{
+	__atomic_store_n(&group->slot_key[slot], open ? slot : INDEX_NONE, __ATOMIC_RELEASE);
+}
+
+/*
+ * Tells the program of a change of the standby. Its slot is open while a worker has it as its
+ * socket, be it joining: what waits there may be served already.
+ */
 static void publish_standby(struct group *group)
 {
 	uint32_t index = group->standby >= 0 ? group->standby_index : INDEX_NONE;
 
 	__atomic_store_n(&group->listener_map->standby, index, __ATOMIC_RELEASE);
-	__atomic_store_n(&group->listener_map->vacant, group->standby_lent ? INDEX_NONE : index,
-		__ATOMIC_RELEASE);
+	if (index < SLOT_COUNT)
+		group_open_slot(group, (uint16_t)index, group->standby_lent);
 }
 
 int group_heal(struct group *group)
@@ -262,6 +266,8 @@ struct group *group_free(struct group *group)
 		return NULL;
 	if (group->listener_map)
 		munmap(group->listener_map, sizeof(struct listener_map));
+	if (group->slot_key)
+		munmap(group->slot_key, INDEX_KEYS * sizeof(*group->slot_key));
 	if (group->flows)
 		munmap(group->flows, group->n_flow_sets * sizeof(struct flow_set));
 	close_fd(&group->standby);
@@ -320,6 +326,7 @@ void group_remove_socket(struct group *group, uint16_t slot)
 {
 	uint32_t index = slot;
 
+	group_open_slot(group, slot, false);
 	if (group->standby_index == slot && group->standby >= 0) {
 		group->standby_lent = false; /* the socket is the daemon's alone again */
 		publish_standby(group);
@@ -505,14 +512,14 @@ void group_expire_standby(struct group *group, const struct listener_config *con
 void group_read_counters(const struct group *group, uint64_t verdicts[VERDICT_COUNT])
 {
 	int n_cpus = libbpf_num_possible_cpus();
-	_cleanup_free_ struct group_counters *each = NULL;
+	_cleanup_free_ struct group_cpu *each = NULL;
 	uint32_t key = 0;
 
 	memset(verdicts, 0, VERDICT_COUNT * sizeof(*verdicts));
 	if (n_cpus <= 0)
 		return;
 	each = calloc((size_t)n_cpus, sizeof(*each));
-	if (!each || bpf_map_lookup_elem(group->group_counters, &key, each) < 0)
+	if (!each || bpf_map_lookup_elem(group->group_cpu, &key, each) < 0)
 		return;
 	for (int cpu = 0; cpu < n_cpus; cpu++)
 		for (int i = 0; i < VERDICT_COUNT; i++)

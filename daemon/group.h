@@ -30,9 +30,10 @@ struct group {
 	struct bpf_object *object;
 	int program;
 	int socket_map;
-	int group_counters;
+	int group_cpu;
 	int slot_counters;
 	struct listener_map *listener_map; /* mapped, shared with the program */
+	uint32_t *slot_key;                /* mapped: which slots are open */
 	struct flow_set *flows;            /* mapped; NULL for TCP */
 	struct group_quic *quic;           /* NULL for others */
 	size_t n_flow_sets;
@@ -66,6 +67,8 @@ struct group *group_free(struct group *group);
  */
 int group_add_socket(struct group *group, const struct listener_config *config, uint16_t slot,
 	const char **ret_step);
+/* Whether packets may go to the slot: not before its worker is past joining. */
+void group_open_slot(struct group *group, uint16_t slot, bool open);
 /* Takes the slot out of the map, if it stands there, and forgets its flows. */
 void group_remove_socket(struct group *group, uint16_t slot);
 /* Whether the slot has a socket; *ret_cookie (may be NULL) is its SO_COOKIE. */

@@ -180,6 +180,15 @@ static void drain_predecessors(struct registration *registration)
 	}
 }
 
+static void open_slot(const struct worker *worker)
+{
+	const struct service *service = worker->registration->service;
+
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i] && worker->present & 1ULL << i)
+			group_open_slot(service->listeners[i]->group, worker->slot, true);
+}
+
 void registration_ready(struct registration *registration)
 {
 	unsigned n = 0;
@@ -187,6 +196,7 @@ void registration_ready(struct registration *registration)
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		if (registration->workers[i].state == WORKER_JOINING) {
 			set_state(&registration->workers[i], WORKER_ACTIVE);
+			open_slot(&registration->workers[i]);
 			n++;
 		}
 	if (!n)
