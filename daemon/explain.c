@@ -62,7 +62,7 @@ static bool has_worker(const struct explanation *e, uint32_t slot)
 {
 	const struct group *group = e->listener->group;
 
-	return slot < SLOT_COUNT && slot != group->listener_map->vacant &&
+	return slot < SLOT_COUNT && group->slot_key[slot] == slot &&
 	       group_has_socket(group, (uint16_t)slot, NULL);
 }
 
