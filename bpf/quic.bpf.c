@@ -475,6 +475,12 @@ static __always_inline int select_opaque(
 
 /* ---- The packet ---- */
 
+/* Octets up to the end of the ID, in a packet that may have one of ours. */
+static __always_inline __u32 own_header_length(const __u8 *window)
+{
+	return window[0] & 0x80 ? 6 + window[5] : 1 + QUIC_CID_LENGTH;
+}
+
 /*
  * The beginning of a datagram that is short or lies in pieces, copied; zeros behind its end.
  * Returns the datagram's length.
@@ -565,7 +571,7 @@ static __always_inline int select_quic(struct sk_reuseport_md *ctx, __u32 mode)
 		if (!cpu)
 			return SK_DROP;
 		length = copy_window(ctx, cpu);
-		if (own && length >= 1 + QUIC_CID_LENGTH &&
+		if (own && length >= own_header_length(room_of(cpu)->window) &&
 			pass_to(ctx, own_slot(room_of(cpu)->window, mode)))
 			return SK_PASS;
 	}
