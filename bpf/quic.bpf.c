@@ -385,28 +385,30 @@ static __always_inline __u64 hash_prefix(struct quic_room *room, const __u8 *dci
 	return quic_hash(&quic_state.hash_key, room->word[0], 0, QUIC_HASH_PREFIX(prefix));
 }
 
-/* The ID that the server has chosen, learned from what the client sends to it. */
-__noinline int learn_dcid(struct group_cpu *cpu, __u32 slot)
+/*
+ * An ID of the server's, of which so many octets are known to be its: learned. That IDs are short
+ * is remembered of the client's address, since a short header does not show it.
+ */
+__noinline int learn_dcid(struct group_cpu *cpu, __u64 address, __u32 length, __u32 slot)
 {
 	struct quic_room *room;
-	__u32 length, prefix;
+	const __u8 *dcid;
 
-	if (!cpu)
+	if (!cpu || length < QUIC_PREFIX_SHORT)
 		return 0;
 	room = room_of(cpu);
-	length = room->window[5];
-	if (length < QUIC_PREFIX_SHORT)
-		return 0;
-	prefix = length >= QUIC_PREFIX_LONG ? QUIC_PREFIX_LONG : QUIC_PREFIX_SHORT;
-	if (!quic_state.prefix)
-		quic_state.prefix = prefix;
-	return note_flow(cpu, hash_prefix(room, room->window + 6, prefix), slot);
+	dcid = room->window[0] & 0x80 ? room->window + 6 : room->window + 1;
+	if (length >= QUIC_PREFIX_LONG)
+		return note_flow(cpu, hash_prefix(room, dcid, QUIC_PREFIX_LONG), slot);
+	note_flow(cpu, ~address, slot);
+	return note_flow(cpu, hash_prefix(room, dcid, QUIC_PREFIX_SHORT), slot);
 }
 
 /*
  * Long header. All that a client sends in one handshake has one source connection ID (RFC 9000
  * section 7.2), whatever the destination's becomes. The ID that the server has chosen is learned
- * from the client's Handshake packet.
+ * from the client's Handshake packet. The listener map is asked by the address alone, as for a
+ * short header: so a connection holds together also when there is no room to remember it.
  */
 static __always_inline int select_opaque_long(
 	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u64 address, __u32 kind)
@@ -420,8 +422,8 @@ static __always_inline int select_opaque_long(
 	slot = select_by_hash(ctx, cpu, hash);
 	if (slot == INDEX_NONE) {
 		if (!begins_connection(kind))
-			return select_stray(ctx, hash);
-		slot = select_new(ctx, quic_listener_hash(hash), ARRIVAL_NEW);
+			return select_stray(ctx, address);
+		slot = select_new(ctx, quic_listener_hash(address), ARRIVAL_NEW);
 		if (slot == INDEX_NONE)
 			return SK_DROP;
 		slot = slot_of(slot);
@@ -429,32 +431,44 @@ static __always_inline int select_opaque_long(
 	}
 	note_flow(cpu, address, slot);
 	if (kind == QUIC_HANDSHAKE)
-		learn_dcid(cpu, slot);
+		learn_dcid(cpu, address, room->window[5], slot);
 	return SK_PASS;
 }
 
+/* Are the IDs short that this client's connection has? */
+static __always_inline bool has_short_ids(struct group_cpu *cpu, __u64 address, __u32 slot)
+{
+	return flow_find(cpu, quic_flow_set(~address), quic_flow_tag(~address)) == slot;
+}
+
 /*
- * Short header: by an ID that was learned, else by the client's address. Then the client goes on
- * with an ID that nobody has seen, and it is learned.
+ * Short header: by eight octets of an ID that was learned, else by the client's address, else by
+ * four octets. In this order, since some servers' IDs have the first four in common. How long IDs
+ * are is told by each client's own Handshake packets: none decides it for the others.
  */
 static __always_inline int select_opaque_short(
 	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u64 address)
 {
 	struct quic_room *room = room_of(cpu);
-	__u32 prefix = quic_state.prefix, slot;
+	__u32 slot;
 
-	if (prefix) {
-		slot = select_by_hash(ctx, cpu, hash_prefix(room, room->window + 1, prefix));
-		if (slot != INDEX_NONE) {
-			note_flow(cpu, address, slot);
-			return SK_PASS;
-		}
+	slot = select_by_hash(ctx, cpu, hash_prefix(room, room->window + 1, QUIC_PREFIX_LONG));
+	if (slot != INDEX_NONE) {
+		note_flow(cpu, address, slot);
+		return SK_PASS;
 	}
 	slot = select_by_hash(ctx, cpu, address);
+	if (slot != INDEX_NONE) {
+		learn_dcid(cpu, address,
+			has_short_ids(cpu, address, slot) ? QUIC_PREFIX_SHORT : QUIC_PREFIX_LONG,
+			slot);
+		return SK_PASS;
+	}
+	slot = select_by_hash(ctx, cpu, hash_prefix(room, room->window + 1, QUIC_PREFIX_SHORT));
 	if (slot == INDEX_NONE)
 		return select_stray(ctx, address);
-	if (prefix)
-		note_flow(cpu, hash_prefix(room, room->window + 1, prefix), slot);
+	note_flow(cpu, address, slot);
+	note_flow(cpu, ~address, slot);
 	return SK_PASS;
 }
 

@@ -54,14 +54,13 @@ struct quic_hash_key {
 	__u32 word[6];
 };
 
-/* Written by the daemon, but for prefix; read by the program. */
+/* Written by the daemon, read by the program. */
 struct quic_state {
 	__u32 server;    /* the first four octets of our server IDs: host ID << 16 */
 	__u32 rotations; /* bit i: IDs of config rotation i are decoded */
 	__u8 n_cid_lengths;
 	__u8 cid_length[QUIC_CID_LENGTHS]; /* registered: lengths that a short header may have */
-	__u8 prefix; /* opaque: QUIC_PREFIX_LONG or _SHORT once an ID was learned; else 0 */
-	__u16 reserved;
+	__u8 reserved[3];
 	struct quic_hash_key hash_key;
 	struct quic_lb_config config[QUIC_ROTATIONS];
 };

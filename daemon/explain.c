@@ -263,36 +263,54 @@ static bool explain_cookie(struct explanation *e)
 	return true;
 }
 
+/* Opaque: a connection that is known by its address. */
+static bool explain_known_address(struct explanation *e, uint64_t address)
+{
+	uint32_t slot = flow_slot(e, address);
+
+	if (slot == INDEX_NONE)
+		return false;
+	conclude(
+		e, "flow", slot, "what came from this address and port before is at slot %u", slot);
+	return true;
+}
+
+/* Opaque: by so many octets of the connection ID. */
+static bool explain_learned_id(struct explanation *e, uint32_t prefix)
+{
+	uint32_t slot = flow_slot(e, hash_prefix(e, e->packet.dcid, prefix));
+
+	if (slot == INDEX_NONE)
+		return false;
+	conclude(e, "flow", slot,
+		"its connection ID was seen to belong to slot %u (by %u octets of it)", slot,
+		prefix);
+	return true;
+}
+
+static bool explain_handshake(struct explanation *e, uint64_t address)
+{
+	uint32_t slot = flow_slot(e, quic_hash_handshake(address, hash_scid(e)));
+
+	if (slot == INDEX_NONE)
+		return false;
+	conclude(e, "flow", slot,
+		"this client's handshake with this source connection ID is at slot %u", slot);
+	return true;
+}
+
 /* Opaque: what was learned of IDs and addresses. */
 static void explain_opaque(struct explanation *e)
 {
-	uint64_t address = hash_address(e), hash = address;
-	uint32_t prefix = e->listener->group->quic->state->prefix, slot;
+	uint64_t address = hash_address(e);
 
-	if (e->packet.header.long_header) {
-		hash = quic_hash_handshake(address, hash_scid(e));
-		slot = flow_slot(e, hash);
-		if (slot != INDEX_NONE)
-			conclude(e, "flow", slot,
-				"this client's handshake with this source connection ID is at "
-				"slot %u",
-				slot);
-	} else {
-		slot = prefix ? flow_slot(e, hash_prefix(e, e->packet.dcid, prefix)) : INDEX_NONE;
-		if (slot != INDEX_NONE) {
-			conclude(e, "flow", slot,
-				"its connection ID was seen to belong to slot %u (%u octets of it)",
-				slot, prefix);
-			return;
-		}
-		slot = flow_slot(e, address);
-		if (slot != INDEX_NONE)
-			conclude(e, "flow", slot,
-				"what came from this address and port before is at slot %u", slot);
-	}
-	if (slot == INDEX_NONE)
-		conclude_by_listener_map(
-			e, hash, strdup("nothing is known of this address and connection ID"));
+	if (e->packet.header.long_header ? explain_handshake(e, address)
+					 : explain_learned_id(e, QUIC_PREFIX_LONG) ||
+						   explain_known_address(e, address) ||
+						   explain_learned_id(e, QUIC_PREFIX_SHORT))
+		return;
+	conclude_by_listener_map(
+		e, address, strdup("nothing is known of this address and connection ID"));
 }
 
 void explain_packet(struct explanation *e)

@@ -264,3 +264,63 @@ def test_opaque_connections_survive_a_flood(plane, flooder, kind):
         p.daemon.wait_state(p.workers[0].slot, "draining")
         assert flood_with_victims(p, victims, process, 60000, 30000) == 2 * 100
     assert memory_of(p.daemon)[0] == before
+
+
+def test_opaque_connection_holds_together_when_nothing_can_be_remembered(plane, flooder):
+    """The flow map is full of a flood: a new connection's packets go to one worker all the same."""
+    p = plane("opaque")
+    for i in range(4):
+        p.worker(f"w{i}")
+    with flooder("initial") as process:
+        for _ in range(10):
+            before = p.counters()
+            send_flood(process, 40000)
+            flood_sent(process)
+            p.settle(before, 40000)
+            drain(p.workers)
+    clients = p.new_clients(100)
+    ids = [os.urandom(8) for _ in clients]
+    first = p.where([(client, quic.initial(os.urandom(8))) for client in clients])
+    assert len(set(first)) == 4
+    for make in (lambda dcid: quic.long_packet(quic.HANDSHAKE, dcid, size=60),
+                 lambda dcid: quic.short_packet(dcid, size=60)):
+        assert p.where([(client, make(dcid)) for client, dcid in zip(clients, ids)]) == first
+
+
+@pytest.mark.parametrize("ids", ["4 octets", "8 octets", "20 octets", "4 octets in common"])
+@pytest.mark.parametrize("hostile_length", [4, 8])
+def test_no_client_decides_how_ids_are_learned(plane, ids, hostile_length):
+    """
+    Opaque: one client claims IDs of another length first. The others are found by the IDs of their
+    Handshakes after rebinding, and by an ID that they used from a known address before.
+    """
+    p = plane("opaque")
+    for i in range(3):
+        p.worker(f"w{i}")
+
+    def new_ids():
+        length = 8 if ids == "4 octets in common" else int(ids.split()[0])
+        common = b"same" if ids == "4 octets in common" else b""
+        return [common + os.urandom(length - len(common)) for _ in range(60)]
+
+    def send(clients, each, make):
+        return p.where([(client, make(dcid)) for client, dcid in zip(clients, each)])
+
+    def handshake(dcid):
+        return quic.long_packet(quic.HANDSHAKE, dcid, size=60)
+
+    def short(dcid):
+        return quic.short_packet(dcid, size=60)
+
+    hostile = p.new_client()
+    p.where([(hostile, quic.initial(os.urandom(8)))])
+    p.where([(hostile, handshake(os.urandom(hostile_length)))])
+    clients, first_ids, second_ids = p.new_clients(60), new_ids(), new_ids()
+    first = p.where([(client, quic.initial(os.urandom(8))) for client in clients])
+    assert send(clients, first_ids, handshake) == first
+    assert send(p.new_clients(60), first_ids, short) == first
+    assert send(clients, second_ids, short) == first
+    p.worker("w3")
+    p.workers[0].drain()
+    p.daemon.wait_state(p.workers[0].slot, "draining")
+    assert send(p.new_clients(60), second_ids, short) == first
