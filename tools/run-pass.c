@@ -110,6 +110,30 @@ void pass_free_arguments(char ***arguments)
 	free(*arguments);
 }
 
+/*
+ * A server that knows nothing of the daemon makes connection IDs of its own. Where others are
+ * expected its packets would go astray, which shows only when a second worker comes: said at once.
+ */
+static int check_connection_ids(const struct run *run)
+{
+	for (unsigned i = 0; i < reuseport_n_listeners(run->context); i++) {
+		int mode = reuseport_listener_cid_mode(run->context, i);
+		const char *name = mode == REUSEPORT_CID_QUIC_LB         ? "quic-lb"
+				   : mode == REUSEPORT_CID_QUIC_LB_PLAIN ? "quic-lb-plain"
+				   : mode == REUSEPORT_CID_REGISTERED    ? "registered"
+									 : NULL;
+
+		if (!name)
+			continue;
+		run_complain("listener %s (%s) has ConnectionID=%s, for servers that use "
+			     "libreuseport; set it to nginx for nginx, else to opaque",
+			reuseport_listener_name(run->context, i),
+			reuseport_listener_address(run->context, i), name);
+		return -EINVAL;
+	}
+	return 0;
+}
+
 int pass_expand_arguments(const struct run *run, char ***ret)
 {
 	unsigned n_listeners = reuseport_n_listeners(run->context);
@@ -117,6 +141,8 @@ int pass_expand_arguments(const struct run *run, char ***ret)
 	_cleanup_(pass_free_arguments) char **arguments = NULL;
 	_cleanup_free_ bool *named = NULL;
 
+	if (check_connection_ids(run) < 0)
+		return -EINVAL;
 	while (run->server[n])
 		n++;
 	arguments = calloc(n + 1, sizeof(*arguments));

@@ -64,7 +64,7 @@ int options_parse(struct run *run, int argc, char **argv);
 
 /*
  * The server's arguments with each {fd:NAME} replaced; pass_free_arguments() frees them. -EINVAL
- * when one can't be, and it has been said.
+ * when one can't be, or the server can't serve one of the listeners, and it has been said.
  */
 int pass_expand_arguments(const struct run *run, char ***ret);
 void pass_free_arguments(char ***arguments);

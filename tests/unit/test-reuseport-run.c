@@ -269,6 +269,34 @@ static void refuse_the_arguments(struct fake *d)
 	fake_receive(d, PROTOCOL_UNREGISTER);
 }
 
+/* IDs that the server would have to make with the library, which it doesn't know. */
+static void refuse_connection_ids(struct fixture *f, uint8_t mode, const char *text)
+{
+	f->daemon.fake.transport = PROTOCOL_QUIC;
+	f->daemon.fake.cid_mode = mode;
+	launch(f, refuse_the_arguments, "--service", "web", "--", "/bin/echo", "started", NULL);
+	assert_int_equal(finish(f), 125);
+	CHECK_OUTPUT(text);
+	CHECK_OUTPUT("set it to nginx for nginx, else to opaque");
+	assert_null(strstr(f->output, "started"));
+}
+
+static void quic_lb_ids_are_not_for_launched_servers(void **state)
+{
+	refuse_connection_ids(*state, PROTOCOL_CID_QUIC_LB, ") has ConnectionID=quic-lb,");
+}
+
+static void quic_lb_plain_ids_are_not_for_launched_servers(void **state)
+{
+	refuse_connection_ids(
+		*state, PROTOCOL_CID_QUIC_LB_PLAIN, ") has ConnectionID=quic-lb-plain,");
+}
+
+static void registered_ids_are_not_for_launched_servers(void **state)
+{
+	refuse_connection_ids(*state, PROTOCOL_CID_REGISTERED, ") has ConnectionID=registered,");
+}
+
 static void a_listener_that_does_not_exist_is_an_error(void **state)
 {
 	struct fixture *f = *state;
@@ -596,6 +624,9 @@ int main(void)
 		TEST(sockets_of_quic_listeners_come_as_listen_fds),
 		TEST(nginx_gets_the_sockets_of_quic_listeners),
 		TEST(sockets_of_quic_listeners_are_named_in_arguments),
+		TEST(quic_lb_ids_are_not_for_launched_servers),
+		TEST(quic_lb_plain_ids_are_not_for_launched_servers),
+		TEST(registered_ids_are_not_for_launched_servers),
 		TEST(a_listener_that_does_not_exist_is_an_error),
 		TEST(a_socket_that_no_argument_names_is_an_error),
 		TEST(a_server_that_cannot_be_executed_is_told_apart),
