@@ -88,7 +88,7 @@ static void send_from(struct connection *c, int fd, const uint8_t *data, size_t 
 	}
 }
 
-static bool is_held(struct connection *c)
+bool connection_holds(const struct connection *c)
 {
 	const struct options *options = &c->client->options;
 
@@ -146,7 +146,7 @@ void connection_release(struct connection *c)
 static void transmit(
 	struct connection *c, const ngtcp2_path *path, const uint8_t *data, size_t length)
 {
-	if (is_held(c)) {
+	if (connection_holds(c)) {
 		hold(c, data, length);
 		return;
 	}
@@ -674,8 +674,9 @@ static void flush(struct connection *c)
 		transmit(c, &storage.path, packet, (size_t)n);
 	}
 	ngtcp2_conn_update_pkt_tx_time(c->quic, now);
-	when = MIN(ngtcp2_conn_get_expiry(c->quic), c->wake);
-	timers_set(&c->client->timers, &c->timer, MIN(when, c->hold_until));
+	when = MIN(MIN(ngtcp2_conn_get_expiry(c->quic), c->wake), c->hold_until);
+	/* Later than now, so that one connection alone does not keep expire() busy. */
+	timers_set(&c->client->timers, &c->timer, MAX(when, now + NGTCP2_MICROSECONDS));
 }
 
 void connection_proceed(struct connection *c)

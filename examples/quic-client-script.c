@@ -99,21 +99,22 @@ static bool line_came(struct connection *c, const struct step *step)
 static bool do_requests(struct connection *c, const struct step *step)
 {
 	const struct options *options = &c->client->options;
-	bool stop = step->kind == STEP_FOREVER && line_came(c, step);
-	bool limited = step->kind == STEP_REQUEST;
+	bool limited = step->kind == STEP_REQUEST, stop = !limited && line_came(c, step);
 
-	while (!stop && c->n_requests < options->streams &&
-		(!limited || c->step_sent < step->count)) {
-		if (c->wake != UINT64_MAX && now_nsec() < c->wake)
-			break;
+	c->wake = UINT64_MAX;
+	while (!stop && (!limited || c->step_sent < step->count)) {
+		if (c->n_requests >= options->streams)
+			return false; /* the next answer makes room */
+		if (now_nsec() < c->next_request) {
+			c->wake = c->next_request;
+			return false;
+		}
 		if (connection_request(c) != 0)
-			break; /* the next answer makes room */
+			return false; /* as above */
 		c->step_sent++;
-		c->wake = options->interval_msec
-				  ? now_nsec() + options->interval_msec * NGTCP2_MILLISECONDS
-				  : UINT64_MAX;
+		c->next_request = now_nsec() + options->interval_msec * NGTCP2_MILLISECONDS;
 	}
-	return (stop || (limited && c->step_sent == step->count)) && !c->n_requests;
+	return !c->n_requests;
 }
 
 static bool do_sleep(struct connection *c, const struct step *step)
@@ -173,6 +174,13 @@ static bool possible(const struct connection *c, const struct step *step)
 	       (c->state == SHAKING && c->early_data && step->kind == STEP_REQUEST);
 }
 
+/* Not while its datagrams are held back, or a ticket is to come that shall be saved. */
+static bool may_end(const struct connection *c)
+{
+	return !connection_holds(c) &&
+	       (!c->client->options.save_session || (c->ticket_saved && c->token_saved));
+}
+
 void script_advance(struct connection *c)
 {
 	struct client *client = c->client;
@@ -183,7 +191,7 @@ void script_advance(struct connection *c)
 		if (!possible(c, step))
 			return;
 		if (step->kind == STEP_END) {
-			if (!client->options.save_session || (c->ticket_saved && c->token_saved))
+			if (may_end(c))
 				connection_finish(c);
 			return;
 		}

@@ -137,7 +137,8 @@ struct connection {
 	ngtcp2_crypto_conn_ref ref;
 	struct timer timer;
 	ngtcp2_tstamp wake; /* for the script, UINT64_MAX: never */
-	int slot, pid;      /* of the first answer; pid 0: there was none yet */
+	ngtcp2_tstamp next_request;
+	int slot, pid; /* of the first answer; pid 0: there was none yet */
 	uint32_t version;
 	bool counted_as_shaking, early_data, confirmed, reset;
 	bool ticket_saved, token_saved;
@@ -172,6 +173,9 @@ void connection_rebind(struct connection *c);
 
 /* 1: under way (connection.migrating), 0: not possible yet, -1: failed. */
 int connection_migrate(struct connection *c);
+
+/* Whether what it sends now is held back. */
+bool connection_holds(const struct connection *c);
 
 /* Sends what was held back. */
 void connection_release(struct connection *c);

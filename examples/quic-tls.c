@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* See quic-tls.h. */
-#include <stdio.h>
+#include <limits.h>
 #include <string.h>
 
 #include <gnutls/crypto.h>
@@ -33,9 +33,10 @@ static int never_seen(
 }
 
 /*
- * GnuTLS takes early data only with a memory of what it has taken. An echo does not mind a replay,
- * so this one remembers nothing; a server that does mind needs one that all workers share, or
- * --no-early-data.
+ * GnuTLS takes early data only with a memory of what it has taken, and none from before that memory
+ * began: so a worker refuses the early data of tickets that are older than itself, and the client
+ * sends it again after the handshake. An echo does not mind a replay, so this memory remembers
+ * nothing; a server that does mind needs one that all workers share, or --no-early-data.
  */
 static int init_anti_replay(struct tls *tls)
 {
@@ -44,6 +45,7 @@ static int init_anti_replay(struct tls *tls)
 	if (result < 0)
 		return result;
 	gnutls_anti_replay_set_add_function(tls->anti_replay, never_seen);
+	gnutls_anti_replay_set_window(tls->anti_replay, UINT_MAX); /* it never begins anew */
 	return 0;
 }
 

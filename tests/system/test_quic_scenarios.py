@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+QUIC as clients see it: real connections (examples/quic-client) to real servers (examples/quic-server)
+behind one port, while workers come, go and die and clients move. What is counted is what clients
+count: requests answered, connections lost, resets.
+"""
+import contextlib
+
+import pytest
+
+import harness
+import quic_programs
+from quic_programs import QuicClient, QuicServer, by_slot, check, run_client
+
+ADDRESS = ("127.0.0.1", 4433)
+LOCAL = "127.0.0.1,127.0.0.2,127.0.0.3"
+
+
+@pytest.fixture(scope="module")
+def certificate(system, tmp_path_factory):
+    quic_programs.require_programs()
+    return quic_programs.Certificate(tmp_path_factory.mktemp("certificate"))
+
+
+class Service:
+    """A daemon with one QUIC listener, and the workers of its service."""
+
+    def __init__(self, daemon, certificate, directory):
+        self.daemon = daemon
+        self.certificate = certificate
+        self.directory = directory
+        self.servers = []
+
+    def start(self, instance, *arguments, wait=True):
+        server = QuicServer(self.certificate, self.directory / f"{len(self.servers)}.log",
+                            *arguments, path=self.daemon.worker_socket, instance=instance,
+                            wait=wait)
+        server.instance = instance
+        self.servers.append(server)
+        return server
+
+    def start_all(self, instances, *arguments):
+        servers = [self.start(instance, *arguments, wait=False) for instance in instances]
+        for server in servers:
+            server.wait_ready()
+        return servers
+
+    def drain(self, server):
+        self.daemon.call("Drain", service="web", instance=server.instance)
+
+    def cleanup(self):
+        for server in self.servers:
+            if server.process.returncode is None:
+                server.kill()
+
+
+@pytest.fixture
+def start_service(start_daemon, configuration, certificate, tmp_path):
+    services = []
+
+    def start(listener=""):
+        configuration.service(
+            "web", f"[Service]\nAllowUser=root\n[Listener quic]\nListenQUIC=127.0.0.1:4433\n{listener}")
+        service = Service(start_daemon("--config", configuration.directory), certificate, tmp_path)
+        services.append(service)
+        return service
+
+    yield start
+    for service in services:
+        service.cleanup()
+
+
+@pytest.fixture
+def service(start_service):
+    return start_service()
+
+
+@contextlib.contextmanager
+def client(*arguments, **options):
+    process = QuicClient(ADDRESS, *arguments, **options)
+    try:
+        yield process
+    finally:
+        process.cleanup()
+
+
+def names(n, first=1):
+    return [f"web@{i}" for i in range(first, first + n)]
+
+
+@pytest.mark.parametrize("mode", ["quic-lb", "quic-lb-plain"])
+def test_thousand_connections_stay_at_their_worker_wherever_the_client_moves(start_service, mode):
+    """Every client goes to another address and connection ID, then every one to another port."""
+    service = start_service(f"ConnectionID={mode}\n")
+    servers = service.start_all(names(4))
+    with client("--connections", 1000, "--local-addresses", LOCAL, "--script",
+                "request,wait,migrate,request:2,wait,rebind,request:2,wait", timeout=60) as run:
+        check(run.wait_ready(), connections=1000, answered=1000)
+        run.go()
+        check(run.wait_ready(), connections=1000, answered=3000, migrations_completed=1000)
+        run.go()
+        check(run.wait_ready(), connections=1000, answered=5000, rebindings=1000)
+        run.go()
+        account = run.finish()
+    check(account, connections=1000, requests_sent=5000, answered=5000)
+    connections = by_slot(account)
+    assert set(connections) == {server.slot for server in servers}
+    assert all(150 < n < 350 for n in connections.values()), connections
+    for server in servers:
+        counters = server.stop()
+        assert counters["resets_sent"] == 0
+        assert counters["connections"] == counters["handshakes"] == connections[server.slot]
+        assert counters["requests"] == 5 * connections[server.slot]
+        assert counters["path_changes"] >= 2 * connections[server.slot]
+
+
+def test_killed_worker_is_told_by_another_and_nobody_else_notices(service):
+    servers = service.start_all(names(4))
+    with client("--connections", 400, "--script", "request,wait,request:3") as run:
+        before = run.wait_ready()
+        check(before, connections=400, answered=400)
+        victim = servers[2]
+        lost = by_slot(before)[victim.slot]
+        assert 40 < lost < 160
+        victim.kill()
+        # At this very moment, before the daemon has seen anything: new connections.
+        check(run_client(ADDRESS, "--connections", 300), connections=300, answered=300)
+        run.go()
+        account = run.finish()
+    check(account, connections=400, answered=400 + 3 * (400 - lost), connections_lost=lost,
+          stateless_resets=lost, resets_before_probe=lost)
+    others = [server for server in servers if server is not victim]
+    assert sum(server.counters()["resets_sent"] for server in others) == lost
+
+
+def test_rolling_replacement_of_all_workers_50_times(service, tmp_path):
+    """
+    Three kinds of connection at once: 100 that last from the beginning to the end, 50 that live for
+    half a second, and one after the other as fast as they come.
+    """
+    servers = service.start_all(names(4))
+    first = list(servers)
+    with client("--connections", 100, "--interval", 50, "--script", "request:*", timeout=120) as old, \
+            client("--connections", 50, "--interval", 100, "--script", "request:5,again",
+                   timeout=120) as middle, \
+            client("--connections", 8, "--script", "request,again", timeout=120) as new:
+        for run in (old, middle, new):
+            run.wait_ready()
+        replaced = 0
+        for _ in range(50):
+            for i, instance in enumerate(names(4)):
+                servers[i] = service.start(instance)
+                replaced += 1
+        assert replaced == 200
+        for run in (middle, new):
+            run.go()
+        check_again(middle.finish(), requests=5, least=50 * 10)
+        check_again(new.finish(), requests=1, least=1000)
+        for server in service.servers[4:200]:
+            assert server.process.wait() == 0, server.process.output()
+        assert [server.process.returncode for server in first] == [None] * 4
+        old.go()
+        account = old.finish()
+        check(account, connections=100, answered=account["requests_sent"])
+        assert account["answered"] >= 100 * 20
+    for server in first:
+        assert server.process.wait() == 0
+    for server in servers:
+        server.stop()
+    ended = [server.events("end")[-1] for server in service.servers]
+    assert len(ended) == 204
+    assert sum(counters["resets_sent"] for counters in ended) == 0
+    assert sum(counters["open"] for counters in ended) == 0
+
+
+def check_again(account, requests, least):
+    """A run with "again": as many requests for each, and so many connections at least."""
+    check(account, connections=account["connections"],
+          answered=requests * account["connections"])
+    assert account["connections"] >= least
+
+
+def save_sessions(path):
+    check(run_client(ADDRESS, "--connections", 200, "--save-session", path), connections=200,
+          answered=200, sessions_saved=200)
+
+
+HANDSHAKES = {
+    "second flight": (),
+    "Initial in two datagrams": ("--split-initial",),
+    "early data": ("--early-data",),
+    "early data after an Initial in two datagrams": ("--early-data", "--split-initial"),
+    "Retry": (),
+}
+
+
+@pytest.mark.parametrize("kind", HANDSHAKES)
+def test_scaling_in_the_middle_of_handshakes_fails_none(service, kind, tmp_path):
+    """2 → 8 → 3 workers, each time between a client's first datagram and its second."""
+    server_options = ["--retry"] if kind == "Retry" else []
+    arguments = ["--connections", 200, "--hold-second", "--parallel", 200, *HANDSHAKES[kind]]
+    servers = service.start_all(names(2), *server_options)
+    early = "--early-data" in arguments
+    sessions = tmp_path / "sessions"
+    if early:
+        # A worker takes no early data of tickets that are older than itself.
+        save_sessions(sessions)
+        arguments += ["--resume", sessions]
+    expected = {"connections": 200, "answered": 200, "early_data_accepted": 200 if early else 0,
+                "retries": 200 if kind == "Retry" else 0}
+
+    with client(*arguments) as run:
+        run.wait_ready()
+        servers += service.start_all(names(6, first=3), *server_options)
+        run.go()
+        check(run.finish(), **expected)
+
+    if early:
+        save_sessions(sessions)
+    with client(*arguments) as run:
+        run.wait_ready()
+        for server in servers[3:]:
+            service.drain(server)
+        run.go()
+        check(run.finish(), **expected)
+    for server in servers[3:]:
+        assert server.process.wait() == 0
+    check(run_client(ADDRESS, "--connections", 60), connections=60, answered=60,
+          retries=60 if kind == "Retry" else 0)
+    for server in servers[:3]:
+        server.stop()
+    assert sum(server.events("end")[-1]["resets_sent"] for server in servers) == 0
