@@ -4,6 +4,7 @@ Whatever is thrown at a QUIC listener, nobody else's packets are lost, nothing g
 that exist stay where they are.
 """
 import contextlib
+import itertools
 import os
 import pathlib
 import random
@@ -27,11 +28,13 @@ def flooder(tmp_path_factory):
     harness.run("cc", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o", program,
                 pathlib.Path(__file__).with_name("quic_flood.c"))
 
+    numbers = itertools.count()
+
     @contextlib.contextmanager
     def flood(kind, packets=None):
         arguments = [str(program), str(quic_plane.PORT), kind]
         if packets:
-            pool = directory / "packets"
+            pool = directory / f"packets{next(numbers)}"
             pool.write_bytes(b"".join(len(p).to_bytes(2, "big") + p for p in packets))
             arguments.append(str(pool))
         process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -211,6 +214,45 @@ def test_flood_costs_nobody_else_a_packet(plane, flooder, kind):
     assert len(after) >= 4 and after == before
     assert resident_after <= resident + 1024, "KiB"
     p.check_silence()
+
+
+def test_ids_are_read_right_while_processors_share_their_cache(plane, flooder):
+    """
+    Two processes send 200,000 packets each, with 8,000 IDs that share 256 places of the cache of
+    decrypted IDs: what one processor writes another reads. Not one packet goes to a wrong worker.
+    """
+    p = plane(options="Flows=256\n")
+    for i in range(4):
+        p.worker(f"w{i}")
+    makers = [(worker, quic.CidMaker(worker.listeners[0])) for worker in p.workers]
+    owner, pools = {}, []
+    for _ in range(2):
+        pool = []
+        for _ in range(1000):
+            for worker, maker in makers:
+                pool.append(quic.short_packet(maker.make(), size=64))
+                owner[pool[-1]] = worker
+        pools.append(pool)
+    before = p.counters()
+    received = 0
+
+    def all_read(count):
+        nonlocal received
+        packets = p.receive_now()
+        received += len(packets)
+        for worker, octets, _ in packets:
+            assert owner[octets] is worker
+        return received >= count
+
+    with flooder("file", pools[0]) as first, flooder("file", pools[1]) as second:
+        for i in range(10):
+            for process in (first, second):
+                send_flood(process, 20000)
+            for process in (first, second):
+                flood_sent(process)
+            harness.poll_until(lambda: all_read(40000 * (i + 1)), "40,000 packets are received")
+    rise = p.settle(before, 400000)
+    assert rise[quic_plane.BY_ID] == received == 400000
 
 
 def test_handshakes_survive_a_million_spoofed_initials(plane, flooder):
