@@ -278,12 +278,6 @@ static __always_inline __u32 cookie_slot(struct quic_room *room)
 
 /* ---- IDs that name nobody ---- */
 
-/* Does a packet of this kind begin a connection? An unknown version gets Version Negotiation. */
-static __always_inline bool begins_connection(__u32 kind)
-{
-	return kind == QUIC_INITIAL || kind == QUIC_0RTT || kind == QUIC_UNKNOWN_VERSION;
-}
-
 static __always_inline int drop_invalid(struct sk_reuseport_md *ctx)
 {
 	count(VERDICT_INVALID);
@@ -310,7 +304,7 @@ static __always_inline int select_unknown(
 		room->word[2] | QUIC_HASH_CID(dcid_length));
 	__u32 selected;
 
-	if (!begins_connection(kind))
+	if (!quic_begins_connection(kind))
 		return select_stray(ctx, hash);
 	if (select_by_hash(ctx, cpu, hash) != INDEX_NONE)
 		return SK_PASS;
@@ -421,7 +415,7 @@ static __always_inline int select_opaque_long(
 
 	slot = select_by_hash(ctx, cpu, hash);
 	if (slot == INDEX_NONE) {
-		if (!begins_connection(kind))
+		if (!quic_begins_connection(kind))
 			return select_stray(ctx, address);
 		slot = select_new(ctx, quic_listener_hash(address), ARRIVAL_NEW);
 		if (slot == INDEX_NONE)
@@ -523,20 +517,13 @@ __noinline int copy_window(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
 	return (int)length;
 }
 
-/* How many octets a connection ID has in a short header of this mode; 0: not known. */
-static __always_inline __u8 short_dcid_length(__u32 mode)
-{
-	if (mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN)
-		return QUIC_CID_LENGTH;
-	return mode == QUIC_MODE_NGINX ? QUIC_CID_OCTETS : 0;
-}
-
 /* All that is not one of our own IDs; the packet is in the window. */
 static __always_inline int select_by_window(
 	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u32 length, __u32 mode)
 {
 	struct quic_room *room = room_of(cpu);
-	struct quic_header header = quic_read_header(room->window, length, short_dcid_length(mode));
+	struct quic_header header =
+		quic_read_header(room->window, length, quic_short_dcid_length(mode));
 	const __u8 *dcid = room->window + 1;
 
 	if (header.kind == QUIC_INVALID)

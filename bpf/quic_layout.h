@@ -44,6 +44,20 @@ static __always_inline void quic_server_id(
 #define QUIC_MODE_NGINX 4
 #define QUIC_MODE_OPAQUE 5
 
+/* How many octets a connection ID has in a short header of this mode; 0: not known. */
+static __always_inline __u8 quic_short_dcid_length(__u32 mode)
+{
+	if (mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN)
+		return QUIC_CID_LENGTH;
+	return mode == QUIC_MODE_NGINX ? QUIC_CID_OCTETS : 0;
+}
+
+/* Does a packet of this kind begin a connection? An unknown version gets Version Negotiation. */
+static __always_inline int quic_begins_connection(__u32 kind)
+{
+	return kind == QUIC_INITIAL || kind == QUIC_0RTT || kind == QUIC_UNKNOWN_VERSION;
+}
+
 /* Read-only data, set before loading. */
 struct quic_settings {
 	__u32 cid_cache_mask; /* entries of the cache less one */

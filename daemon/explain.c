@@ -43,18 +43,9 @@ static void conclude(
 	va_end(arguments);
 }
 
-static uint8_t short_dcid_length(enum cid_mode mode)
-{
-	if (mode == CID_QUIC_LB || mode == CID_QUIC_LB_PLAIN)
-		return QUIC_CID_LENGTH;
-	return mode == CID_NGINX ? QUIC_CID_OCTETS : 0;
-}
-
 static bool begins_connection(const struct explanation *e)
 {
-	uint8_t kind = e->packet.header.kind;
-
-	return kind == QUIC_INITIAL || kind == QUIC_0RTT || kind == QUIC_UNKNOWN_VERSION;
+	return quic_begins_connection(e->packet.header.kind);
 }
 
 /* Whether the slot's socket can be selected for an ID that names the slot. */
@@ -319,7 +310,7 @@ void explain_packet(struct explanation *e)
 	char *why = NULL;
 	uint32_t slot;
 
-	e->packet = quic_read_packet(e->datagram, e->length, short_dcid_length(mode));
+	e->packet = quic_read_packet(e->datagram, e->length, quic_short_dcid_length(mode));
 	if (e->packet.header.kind == QUIC_INVALID) {
 		conclude(e, "invalid", INDEX_NONE,
 			"it ends before its destination connection ID does: dropped in silence");
