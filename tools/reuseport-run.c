@@ -62,6 +62,18 @@ void run_become_ready(struct run *run)
 	sd_notify(0, "READY=1");
 }
 
+/*
+ * The daemon sends no new connection from now on. The server may still have some in its queues, or
+ * between handshake and first request, and may refuse them once it is told: --drain-delay.
+ */
+static void begin_drain(struct run *run)
+{
+	if (run->drain_delay_usec)
+		run->drain_at_usec = now_usec() + run->drain_delay_usec;
+	else
+		server_signal(run, run->drain_signal);
+}
+
 static void on_drain(struct reuseport *context, enum reuseport_drain_reason reason,
 	uint64_t deadline_usec, void *user_data)
 {
@@ -71,7 +83,7 @@ static void on_drain(struct reuseport *context, enum reuseport_drain_reason reas
 		run->drain_pending = true;
 		return;
 	}
-	server_signal(run, run->drain_signal);
+	begin_drain(run);
 }
 
 static void on_disconnected(struct reuseport *context, int error, const char *text, void *user_data)
@@ -84,7 +96,7 @@ static void on_executed(struct run *run)
 	run->executed = true;
 	if (run->drain_pending) {
 		run->drain_pending = false;
-		server_signal(run, run->drain_signal);
+		begin_drain(run);
 	}
 	if (run->ready == READY_EXEC)
 		run_become_ready(run);
@@ -124,13 +136,13 @@ static void forward_signals(struct run *run)
 
 static int next_timeout(const struct run *run)
 {
-	uint64_t now = now_usec();
+	uint64_t now = now_usec(), at = run->ready_at_usec;
 
-	if (!run->ready_at_usec)
+	if (run->drain_at_usec && (!at || run->drain_at_usec < at))
+		at = run->drain_at_usec;
+	if (!at)
 		return -1;
-	return run->ready_at_usec <= now
-		       ? 0
-		       : (int)((run->ready_at_usec - now + USEC_PER_MSEC - 1) / USEC_PER_MSEC);
+	return at <= now ? 0 : (int)((at - now + USEC_PER_MSEC - 1) / USEC_PER_MSEC);
 }
 
 static int serve(struct run *run)
@@ -169,6 +181,10 @@ static int serve(struct run *run)
 			reuseport_dispatch(run->context, 0);
 		if (run->ready_at_usec && now_usec() >= run->ready_at_usec)
 			run_become_ready(run);
+		if (run->drain_at_usec && now_usec() >= run->drain_at_usec) {
+			run->drain_at_usec = 0;
+			server_signal(run, run->drain_signal);
+		}
 	}
 }
 

@@ -23,6 +23,7 @@ static void print_help(void)
 	      "                            notify: when it sends READY=1, or so many seconds later\n"
 	      "      --drain-signal SIGNAL what the server gets when it is to finish (TERM;\n"
 	      "                            with --pass nginx: QUIT)\n"
+	      "      --drain-delay SECONDS from the request to drain to that signal (0)\n"
 	      "      --socket PATH         socket of reuseportd (" REUSEPORT_SOCKET_PATH ")\n"
 	      "      --help, --version\n\n"
 	      "{fd:NAME} in any argument becomes the number of the listener's descriptor; with\n"
@@ -85,11 +86,20 @@ static int parse_pass(const char *text, enum pass *ret)
 	return -EINVAL;
 }
 
-static int parse_ready(struct run *run, const char *text)
+static int parse_seconds(const char *text, uint64_t *ret_usec)
 {
 	double seconds;
 	char *end;
 
+	seconds = strtod(text, &end);
+	if (*text < '0' || *text > '9' || *end || !(seconds >= 0 && seconds <= 86400))
+		return -EINVAL;
+	*ret_usec = (uint64_t)(seconds * (double)USEC_PER_SEC);
+	return 0;
+}
+
+static int parse_ready(struct run *run, const char *text)
+{
 	if (!strcmp(text, "exec")) {
 		run->ready = READY_EXEC;
 		return 0;
@@ -98,13 +108,20 @@ static int parse_ready(struct run *run, const char *text)
 		run->ready = READY_NOTIFY;
 		return 0;
 	}
-	seconds = strtod(text, &end);
-	if (*text < '0' || *text > '9' || *end || !(seconds >= 0 && seconds <= 86400)) {
+	if (parse_seconds(text, &run->ready_usec) < 0) {
 		run_complain("--ready %s: must be notify, exec or a number of seconds", text);
 		return -EINVAL;
 	}
 	run->ready = READY_DELAY;
-	run->ready_usec = (uint64_t)(seconds * (double)USEC_PER_SEC);
+	return 0;
+}
+
+static int parse_drain_delay(struct run *run, const char *text)
+{
+	if (parse_seconds(text, &run->drain_delay_usec) < 0) {
+		run_complain("--drain-delay %s: must be a number of seconds", text);
+		return -EINVAL;
+	}
 	return 0;
 }
 
@@ -118,6 +135,7 @@ int options_parse(struct run *run, int argc, char **argv)
 		{"pass", required_argument, NULL, 'p'},
 		{"ready", required_argument, NULL, 'r'},
 		{"drain-signal", required_argument, NULL, 'd'},
+		{"drain-delay", required_argument, NULL, 'D'},
 		{"socket", required_argument, NULL, 'S'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
@@ -147,6 +165,9 @@ int options_parse(struct run *run, int argc, char **argv)
 			break;
 		case 'd':
 			result = parse_signal(optarg, &run->drain_signal);
+			break;
+		case 'D':
+			result = parse_drain_delay(run, optarg);
 			break;
 		case 'S':
 			run->socket_path = optarg;

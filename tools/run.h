@@ -33,7 +33,8 @@ struct run {
 	enum ready ready;
 	uint64_t ready_usec; /* READY_DELAY */
 	int drain_signal;    /* 0: the default of the way to pass sockets */
-	char **server;       /* argv of the server */
+	uint64_t drain_delay_usec;
+	char **server; /* argv of the server */
 
 	/* while it runs */
 	struct reuseport *context;
@@ -50,6 +51,7 @@ struct run {
 	bool stopping;
 	bool drain_pending;     /* came before the server was executed */
 	uint64_t ready_at_usec; /* CLOCK_MONOTONIC; 0: no timer */
+	uint64_t drain_at_usec; /* the same */
 };
 
 /* To stderr, with the program's name and the end of the line. */

@@ -21,6 +21,7 @@ Counted, in the report (JSON, renewed four times a second and at the end):
   requests_lost   not answered, and not refused in that way
   rebound, migrated  changes of port alone; of connection ID, port and address
   losses          the first of them in words
+While there is a file REPORT.hold nobody moves, and "held" in the report says that this is so.
 """
 import argparse
 import json
@@ -112,6 +113,12 @@ class Client:
                 self.tokens.add(cid.stateless_reset_token)
 
     def receive(self):
+        self.read()
+        if not self.ended:
+            self.work()
+
+    def read(self):
+        """All datagrams that have arrived."""
         while not self.ended:
             try:
                 octets = self.socket.recv(65536)
@@ -124,7 +131,6 @@ class Client:
                 self.end("stateless reset")
                 return
             self.quic.receive_datagram(octets, (SERVER, self.load.arguments.port), now=time.monotonic())
-        self.work()
 
     def due(self, now):
         """Whether there is something to do that no datagram has to come for."""
@@ -138,7 +144,7 @@ class Client:
             limit = self.request.progress
         timer = self.quic.get_timer()
         return (timer is not None and timer <= now) or now > limit + self.load.arguments.patience or \
-            (self.next_move is not None and self.next_move <= now and not self.replaced) or \
+            self.due_to_move(now) or \
             (self.request is not None and self.request.stream is None and not self.replaced)
 
     def work(self):
@@ -157,11 +163,21 @@ class Client:
         self.check_patience(now)
         if self.ended:
             return
-        if self.completed and not self.replaced:
-            if self.next_move and now >= self.next_move:
+        if self.due_to_move(now):
+            # A NAT that gives another port loses nothing of what has arrived already.
+            self.read()
+            self.handle_events()
+            if self.due_to_move(now):
                 self.move(now)
+        if self.ended:
+            return
+        if self.completed and not self.replaced:
             self.make_request(now)
         self.flush()
+
+    def due_to_move(self, now):
+        return not self.ended and not self.load.held and self.next_move is not None and \
+            self.next_move <= now and (not self.replaced or self.request is not None)
 
     def check_patience(self, now):
         patience = self.load.arguments.patience
@@ -314,6 +330,8 @@ class Load:
         self.poll = select.epoll()
         self.ending = False
         self.next_report = 0
+        self.reports = 0
+        self.held = False
 
     def count(self, key):
         self.counts[key] += 1
@@ -353,14 +371,16 @@ class Load:
         if now < self.next_report:
             return
         self.next_report = now + REPORT_SECONDS
+        self.reports += 1
         temporary = self.arguments.report + ".new"
         with open(temporary, "w", encoding="utf-8") as stream:
             json.dump({**self.counts, "open": sum(c.completed for c in self.clients),
-                       "losses": self.losses}, stream)
+                       "reports": self.reports, "held": self.held, "losses": self.losses}, stream)
         os.rename(temporary, self.arguments.report)
 
     def step(self):
         now = time.monotonic()
+        self.held = os.path.exists(self.arguments.report + ".hold")
         for entry in [w for w in self.waiting if w[0] <= now]:
             self.waiting.remove(entry)
             if entry[2] or not self.ending:

@@ -104,15 +104,32 @@ class Clients:
             self.kill()
             raise
 
-    def go_on(self, answers=20):
-        """Back when each client with connections that stay has moved on a good deal."""
-        before = {name: client.count("answered") for name, client in self.ours.items()}
+    def ended(self):
+        return {
+            **{name: client.count("answered") + client.count("requests_lost")
+               for name, client in self.ours.items()},
+            **{name: client.answered + len(client.lost) for name, client in self.others.items()}}
+
+    def go_on(self):
+        """
+        Back when every kind of client has made a good deal of requests: each of those with a new
+        connection for each request at least one that began after this was called.
+        """
+        wanted = {name: count + (2 if name in self.others else 6 if "download" in name else 20)
+                  for name, count in self.ended().items()}
 
         def more():
-            return all(client.count("answered") + client.count("requests_lost") >= before[name] +
-                       (answers if "download" not in name else 6)
-                       for name, client in self.ours.items())
+            ended = self.ended()
+            return all(ended[name] >= count for name, count in wanted.items())
         harness.poll_until(more, "requests go on", interval=0.05)
+
+    def hold(self):
+        for client in self.ours.values():
+            client.hold()
+
+    def release(self):
+        for client in self.ours.values():
+            client.release()
 
     def finish(self):
         """{client: counts}, the losses in words apart."""
@@ -124,7 +141,8 @@ class Clients:
         for name, client in self.ours.items():
             counts[name] = client.finish()
             said += [f"{name}: {loss}" for loss in counts[name].pop("losses")]
-            counts[name].pop("open")
+            for key in ("open", "reports", "held"):
+                counts[name].pop(key)
         self.kill()
         return counts, said
 
@@ -192,3 +210,125 @@ def test_nginx_alone_reloading_for_comparison(netns, place, quic_bpf):
         if clients:
             clients.kill()
         nginx.stop(signal.SIGTERM)
+
+
+def nginx_behind(place, **values):
+    """make_command of hosts.Instances."""
+    def make(name):
+        configure(place, f"{name}/nginx", **values)
+        return hosts.command("nginx", "-e", "stderr", "-c", place.inside(f"{name}/nginx/nginx.conf"),
+                             "-p", place.inside(f"{name}/nginx"))
+    return make
+
+
+@pytest.fixture
+def web(configuration, start_daemon, place):
+    """A daemon with HTTPS over TCP and QUIC on one port, and a way to start nginx on it."""
+    configuration.service("web", f"""
+[Service]
+[Listener tcp]
+ListenStream=127.0.0.1:{PORT}
+[Listener quic]
+ListenQUIC=127.0.0.1:{PORT}
+ConnectionID=nginx
+""")
+    daemon = start_daemon("--config", configuration.directory)
+    started = []
+
+    def make(*options):
+        instances = hosts.Instances(
+            daemon, place, nginx_behind(place, main="quic_bpf off;",
+                                        server=f"listen 127.0.0.1:{PORT} ssl;"),
+            ["--pass", "nginx", *options])
+        started.append(instances)
+        return instances
+
+    yield make
+    for instances in started:
+        instances.stop()
+
+
+def check_nothing_lost(counts, said):
+    for name, each in counts.items():
+        if "requests" not in each:
+            assert each["lost"] == 0, (name, said)
+            continue
+        lost = {key: each[key] for key in ("requests_lost", "connections_lost", "resets", "failed")}
+        assert lost == dict.fromkeys(lost, 0), (name, said)
+        assert each["requests"] == each["answered"], name
+        assert each["connections"] == each["handshakes"] == each["closed"], name
+
+
+def quit_nginx(process, clients):
+    """
+    nginx closes its idle connections at that moment. A client whose port changes in the same millisecond
+    does not get to know, and nginx forgets the connection: whatever steers, its next packet is of a
+    connection that nobody has. So nobody moves at that moment; before and after they do.
+    """
+    clients.hold()
+    process.send_signal(signal.SIGQUIT)  # reuseport-run sends it on
+    harness.poll_until(lambda: "gracefully shutting down" in process.output(), "nginx was told")
+    clients.release()
+
+
+def test_replacing_two_nginx_in_turn_loses_nothing(web, place):
+    """
+    Unmodified nginx with inherited sockets, quic_bpf off. A draining instance goes on with the
+    connections that it has, also when they move; told to quit, it closes those that are idle, finishes
+    the downloads under way, which move meanwhile, and ends by itself with status 0.
+    """
+    replacements = 8
+    names = ("web@1", "web@2")
+    instances = web("--drain-delay", "3600")
+    for name in names:
+        instances.start(name)
+    clients = Clients(place)
+    try:
+        replaced = []
+        for i in range(replacements):
+            clients.go_on()
+            replaced.append(instances.start(names[i % 2]))
+            clients.go_on()
+            assert replaced[-1].returncode is None
+            quit_nginx(replaced[-1], clients)
+        clients.go_on()
+        for process in replaced:
+            assert process.wait() == 0, process.output()
+        counts, said = clients.finish()
+    finally:
+        clients.kill()
+    report(f"two nginx behind reuseportd, {replacements} replacements", counts, said)
+    check_nothing_lost(counts, said)
+    assert all(each["answered"] > 0 for each in counts.values())
+    assert all(counts[name]["rebound"] > replacements for name in ("rebind", "download-rebind"))
+    assert all(counts[name]["migrated"] > replacements for name in ("migrate", "download-migrate"))
+
+
+def test_drain_delay_lets_new_connections_make_their_requests(web, place):
+    """
+    The whole of it by reuseport-run alone, TCP and QUIC on one port: nginx is told to quit two seconds after new connections have
+    begun to go elsewhere. Without the delay it refuses those that are just being made.
+    """
+    replacements = 8
+    names = ("web@1", "web@2")
+    instances = web("--drain-delay", "2")
+    for name in names:
+        instances.start(name)
+    clients = {"curl": hosts.curl(PORT, "/", 9), "curl again": hosts.curl(PORT, "/", 9),
+               "curl over TCP": hosts.curl(PORT, "/", 9, "--http1.1")}
+    steady = hosts.H3Client(place, "steady", PORT, 16, ["--pause", 0.1])
+    try:
+        for i in range(replacements):
+            before = instances.start(names[i % 2])
+            steady.wait_for_more("answered", 50, "requests go on")
+            assert before.wait() == 0, before.output()
+        counts = {name: client.finish() for name, client in clients.items()}
+        counts["steady"] = steady.finish()
+    finally:
+        for client in clients.values():
+            client.finish()
+        steady.kill()
+    said = sum((client.lost for client in clients.values()), counts["steady"]["losses"])
+    report(f"two nginx, told to quit after 2 s, {replacements} replacements", counts, said)
+    check_nothing_lost(counts, said)
+    assert counts["steady"]["answered"] > 50 * replacements

@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -552,6 +553,30 @@ static void nginx_is_drained_by_quit(void **state)
 	assert_int_equal(finish(f), 5);
 }
 
+static uint64_t now_msec(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static void the_servers_signal_may_come_later(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t asked;
+
+	launch(f, drain_when_told, "--service", "web", "--drain-delay", "0.3", "--", "/bin/bash",
+		"-c", "trap 'echo drained; exit 6' TERM; echo up; while :; do sleep 0.05; done",
+		NULL);
+	read_output(f, "up\n");
+	asked = now_msec();
+	fake_continue(&f->daemon.fake);
+	assert_int_equal(finish(f), 6);
+	assert_true(now_msec() - asked >= 300);
+	CHECK_OUTPUT("drained\n");
+}
+
 static void die(struct fake *d)
 {
 	fake_welcome(d);
@@ -589,6 +614,8 @@ static void a_wrong_command_line_is_2(void **state)
 		{"--service", "web", "--ready", "soon", "/bin/true"},
 		{"--service", "web", "--drain-signal", "NONE", "/bin/true"},
 		{"--service", "web", "--drain-signal", "65", "/bin/true"},
+		{"--service", "web", "--drain-delay", "-1", "/bin/true"},
+		{"--service", "web", "--drain-delay", "1s", "/bin/true"},
 		{"--service", "web", "--unknown", "/bin/true"},
 	};
 	struct fixture *f = *state;
@@ -640,6 +667,7 @@ int main(void)
 		TEST(a_server_killed_by_a_signal_is_128_and_more),
 		TEST(a_drain_request_becomes_the_servers_signal),
 		TEST(nginx_is_drained_by_quit),
+		TEST(the_servers_signal_may_come_later),
 		TEST(the_server_outlives_the_daemon),
 		TEST(a_wrong_command_line_is_2),
 		TEST(without_a_daemon_it_says_so),
