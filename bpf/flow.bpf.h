@@ -23,25 +23,30 @@ struct {
 __noinline __u32 flow_search(struct flow_set *set, struct group_cpu *cpu)
 {
 	__u32 timeout = listener_map.flow_timeout, i;
+	volatile __u64 *word; /* each time from memory: all eight don't fit in registers */
 
 	if (!set || !cpu)
 		return INDEX_NONE;
+	word = set->word;
 #pragma unroll
 	for (i = 0; i < FLOW_WAYS; i++) {
-		__u64 word = set->word[i];
+		__u64 seen = word[i];
 
-		if ((__u32)(word >> 32) == cpu->flow_tag) {
+		if ((__u32)(seen >> 32) == cpu->flow_tag) {
 			cpu->flow_way = i;
-			return flow_age(word, cpu->flow_now) > timeout ? INDEX_NONE
-								       : (word >> 16) & 0xffff;
+			return flow_age(seen, cpu->flow_now) > timeout ? INDEX_NONE
+								       : (seen >> 16) & 0xffff;
 		}
 	}
 #pragma unroll
-	for (i = 0; i < FLOW_WAYS; i++)
-		if (set->word[i] == 0 || flow_age(set->word[i], cpu->flow_now) > timeout) {
+	for (i = 0; i < FLOW_WAYS; i++) {
+		__u64 seen = word[i];
+
+		if (seen == 0 || flow_age(seen, cpu->flow_now) > timeout) {
 			cpu->flow_way = i;
 			return INDEX_NONE;
 		}
+	}
 	cpu->flow_way = FLOW_WAYS;
 	return INDEX_NONE;
 }
@@ -54,7 +59,7 @@ static __always_inline __u32 flow_find(struct group_cpu *cpu, __u32 set_hash, __
 	cpu->key = set_hash & listener_map.flow_mask;
 	cpu->flow_tag = tag;
 	cpu->flow_now = bpf_ktime_get_coarse_ns() >> FLOW_TICK_SHIFT;
-	set = bpf_map_lookup_elem(&flow_map, &cpu->key);
+	set = bpf_map_lookup_elem(&flow_map, &again(cpu)->key);
 	if (!set)
 		return INDEX_NONE;
 	return flow_search(set, cpu);
@@ -68,7 +73,7 @@ static __always_inline void flow_remember(struct group_cpu *cpu, __u32 slot)
 
 	if (way >= FLOW_WAYS || slot >= SLOT_COUNT)
 		return;
-	set = bpf_map_lookup_elem(&flow_map, &cpu->key);
+	set = bpf_map_lookup_elem(&flow_map, &again(cpu)->key);
 	if (set)
 		set->word[way & (FLOW_WAYS - 1)] = flow_word(cpu->flow_tag, slot, cpu->flow_now);
 }
@@ -76,7 +81,7 @@ static __always_inline void flow_remember(struct group_cpu *cpu, __u32 slot)
 /* What was found was used: its time starts again. Written only now and then. */
 static __always_inline void flow_refresh(struct group_cpu *cpu)
 {
-	struct flow_set *set = bpf_map_lookup_elem(&flow_map, &cpu->key);
+	struct flow_set *set = bpf_map_lookup_elem(&flow_map, &again(cpu)->key);
 	__u32 way = cpu->flow_way & (FLOW_WAYS - 1);
 	__u64 word;
 

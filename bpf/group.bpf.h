@@ -73,6 +73,13 @@ static __always_inline struct group_cpu *this_cpu(void)
 	return bpf_map_lookup_elem(&group_cpu, (void *)&first_key);
 }
 
+/* The same pointer as a new value: addresses in it are computed anew, not kept over a call. */
+static __always_inline struct group_cpu *again(struct group_cpu *cpu)
+{
+	asm volatile("" : "+r"(cpu));
+	return cpu;
+}
+
 static __always_inline void count(enum verdict verdict)
 {
 	struct group_cpu *cpu = this_cpu();
@@ -110,15 +117,13 @@ static __always_inline void report_empty(__u32 slot)
 	bpf_ringbuf_submit(event, 0);
 }
 
-/* The table's answer for a hash; the multiplication spreads 32 bits over TABLE_SIZE evenly. */
+/* The table's answer for a hash; the multiplication spreads 32 bits over the entries evenly. */
 static __always_inline __u32 table_slot(const struct listener_table *table, __u32 hash)
 {
-	__u32 entry = ((__u64)hash * TABLE_SIZE) >> 32;
+	__u32 entry = ((__u64)hash * table->n_entries) >> 32;
 
 	asm volatile("" : "+r"(entry));
-	if (entry >= TABLE_SIZE)
-		return INDEX_NONE;
-	return table->entries[entry];
+	return table->entries[entry & (TABLE_ROOM - 1)];
 }
 
 /*

@@ -14,15 +14,17 @@
 #define INDEX_KEYS 8192 /* power of two above INDEX_COUNT */
 #define INDEX_NONE 0xffffffffu
 
-/* Entries of a Maglev table: prime, the largest that leaves indexes in 16 bits. */
+/* Room for entries of a Maglev table: prime, the largest that leaves indexes in 16 bits. */
 #define TABLE_SIZE 65521
+#define TABLE_ROOM 65536
 /* Workers tried, in this run of the program, when the chosen one's socket is gone. */
 #define FALLBACK_TRIES 64
 
 struct listener_table {
 	__u32 n_active;            /* 0: nobody, the standby takes it */
+	__u32 n_entries;           /* prime, at most TABLE_SIZE; few are few cache lines */
 	__u16 active[SLOT_COUNT];  /* the n_active slots, in order: where fallback looks */
-	__u16 entries[TABLE_SIZE]; /* Maglev: hash -> slot */
+	__u16 entries[TABLE_ROOM]; /* Maglev: hash -> slot */
 };
 
 /*

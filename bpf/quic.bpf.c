@@ -71,6 +71,8 @@ struct quic_room {
 	__u8 scid[1 + QUIC_CID_OCTETS + 4];
 	__u16 port; /* the client's, in network byte order */
 	__u32 number;
+	__u64 hash; /* of the whole ID */
+	struct quic_header header;
 	__u64 block[2]; /* of an encrypted ID */
 	struct quic_lb_scratch lb;
 };
@@ -81,7 +83,7 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1); /* quic-lb: set before loading, a power of two */
 	__type(key, __u32);
-	__type(value, struct cid_cache_entry);
+	__type(value, __u64);
 } cid_cache SEC(".maps");
 
 struct {
@@ -136,14 +138,14 @@ static __always_inline const __u8 *own_id(const __u8 *p, __u32 *rotation)
 }
 
 /*
- * Decrypts the ID of which room->block has the two words, and keeps it in the cache, where
- * cpu->key says. The check in its entry: see encrypted_slot().
+ * Decrypts the ID of which room->block has the two words, and keeps its slot in the cache, where
+ * cpu->key says.
  */
 __noinline __u32 decrypt_slot(struct group_cpu *cpu, __u32 rotation, __u64 check)
 {
-	struct cid_cache_entry *entry;
 	struct quic_lb_words words;
 	struct quic_room *room;
+	__u64 *entry;
 	__u32 slot;
 
 	if (!cpu)
@@ -156,21 +158,17 @@ __noinline __u32 decrypt_slot(struct group_cpu *cpu, __u32 rotation, __u64 check
 	slot = slot_of_server_id(words.word0);
 	if (slot == INDEX_NONE)
 		return INDEX_NONE;
-	entry = bpf_map_lookup_elem(&cid_cache, &cpu->key);
-	if (entry) {
-		entry->word[0] = room->block[0];
-		entry->word[1] = room->block[1];
-		entry->slot = check | slot;
-	}
+	entry = bpf_map_lookup_elem(&cid_cache, &again(cpu)->key);
+	if (entry)
+		*entry = check | slot;
 	return slot;
 }
 
 /* The slot in an encrypted ID: from the cache, else by decrypting it. */
 static __always_inline __u32 encrypted_slot(const __u8 *id, __u32 rotation)
 {
-	struct cid_cache_entry *entry;
 	struct group_cpu *cpu = this_cpu();
-	__u64 word0, word1, hash;
+	__u64 word0, word1, hash, *entry;
 
 	if (!cpu)
 		return INDEX_NONE;
@@ -178,14 +176,16 @@ static __always_inline __u32 encrypted_slot(const __u8 *id, __u32 rotation)
 	word1 = quic_lb_load64(id + 8);
 	room_of(cpu)->block[0] = word0;
 	room_of(cpu)->block[1] = word1;
-	hash = cid_cache_hash(word0, word1, rotation);
-	cpu->key = (hash >> 32) & settings.cid_cache_mask;
+	hash = cid_cache_hash(&quic_state.hash_key, word0, word1, rotation);
+	cpu->key = hash & settings.cid_cache_mask;
 	entry = bpf_map_lookup_elem(&cid_cache, &cpu->key);
-	if (entry && entry->word[0] == room_of(cpu)->block[0] &&
-		entry->word[1] == room_of(cpu)->block[1] &&
-		(entry->slot & CID_CACHE_CHECK) == (hash & CID_CACHE_CHECK))
-		return entry->slot & 0xffff;
-	return decrypt_slot(cpu, rotation, hash & CID_CACHE_CHECK);
+	if (entry) {
+		__u64 seen = *entry;
+
+		if ((seen ^ hash) <= CID_CACHE_SLOT)
+			return seen & CID_CACHE_SLOT;
+	}
+	return decrypt_slot(cpu, rotation, hash & ~CID_CACHE_SLOT);
 }
 
 /* The slot that one of our own IDs names; INDEX_NONE for other IDs. */
@@ -266,6 +266,13 @@ __noinline __u32 registered_short_slot(struct group_cpu *cpu, __u32 length)
 	return INDEX_NONE;
 }
 
+static __always_inline __u32 dcid_slot(struct group_cpu *cpu, __u32 length)
+{
+	if (room_of(cpu)->header.long_header)
+		return registered_slot(room_of(cpu), room_of(cpu)->header.dcid_length);
+	return registered_short_slot(cpu, length);
+}
+
 /* nginx: the worker with this socket cookie. */
 static __always_inline __u32 cookie_slot(struct quic_room *room)
 {
@@ -296,20 +303,20 @@ static __always_inline __u32 select_by_hash(
 	return select_flow(ctx, cpu, quic_flow_set(hash), quic_flow_tag(hash));
 }
 
-static __always_inline int select_unknown(
-	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u32 kind, __u32 dcid_length)
+/* By room->header and room->hash. */
+__noinline int select_unknown(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
 {
-	struct quic_room *room = room_of(cpu);
-	__u64 hash = quic_hash(&quic_state.hash_key, room->word[0], room->word[1],
-		room->word[2] | QUIC_HASH_CID(dcid_length));
 	__u32 selected;
 
-	if (!quic_begins_connection(kind))
-		return select_stray(ctx, hash);
-	if (select_by_hash(ctx, cpu, hash) != INDEX_NONE)
+	if (!cpu)
+		return SK_DROP;
+	if (!quic_begins_connection(room_of(cpu)->header.kind))
+		return select_stray(ctx, room_of(cpu)->hash);
+	if (select_by_hash(ctx, cpu, room_of(cpu)->hash) != INDEX_NONE)
 		return SK_PASS;
-	selected = select_new(ctx, quic_listener_hash(hash), ARRIVAL_NEW);
-	flow_remember(cpu, slot_of(selected));
+	cpu = again(cpu);
+	selected = select_new(ctx, quic_listener_hash(room_of(cpu)->hash), ARRIVAL_NEW);
+	flow_remember(again(cpu), slot_of(selected));
 	return verdict_of(selected);
 }
 
@@ -489,108 +496,135 @@ static __always_inline __u32 own_header_length(const __u8 *window)
 	return window[0] & 0x80 ? 6 + window[5] : 1 + QUIC_CID_LENGTH;
 }
 
-/*
- * The beginning of a datagram that is short or lies in pieces, copied; zeros behind its end.
- * Returns the datagram's length.
- */
+/* Does the beginning of the payload stand in one piece, where it can be read in place? */
+static __always_inline bool is_in_place(const struct sk_reuseport_md *ctx)
+{
+	return (const __u8 *)ctx->data + UDP_HEADER + QUIC_WINDOW <= (const __u8 *)ctx->data_end;
+}
+
+/* The frequent case, in registers alone: an ID of ours in such a packet. */
+static __always_inline bool pass_in_place(struct sk_reuseport_md *ctx, __u32 mode)
+{
+	const __u8 *p = ctx->data;
+
+	if (p + UDP_HEADER + QUIC_WINDOW > (const __u8 *)ctx->data_end)
+		return false;
+	return pass_to(ctx, own_slot(p + UDP_HEADER, mode));
+}
+
+/* Copies the beginning of the payload, zeros behind its end. Returns the length of all of it. */
 __noinline int copy_window(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
 {
 	__u32 length = ctx->len - UDP_HEADER;
-	volatile __u64 *word;
-	__u8 *window;
+	volatile __u64 *window;
 
 	if (!cpu)
 		return 0;
-	window = room_of(cpu)->window;
-	word = (volatile __u64 *)window;
-	word[0] = 0;
-	word[1] = 0;
-	word[2] = 0;
-	word[3] = 0;
+	window = (volatile __u64 *)room_of(cpu)->window;
+	window[0] = 0;
+	window[1] = 0;
+	window[2] = 0;
+	window[3] = 0;
 	if (length >= QUIC_WINDOW) {
-		bpf_skb_load_bytes(ctx, UDP_HEADER, window, QUIC_WINDOW);
-	} else {
-		length &= QUIC_WINDOW - 1;
-		if (length)
-			bpf_skb_load_bytes(ctx, UDP_HEADER, window, length);
+		bpf_skb_load_bytes(ctx, UDP_HEADER, room_of(cpu)->window, QUIC_WINDOW);
+		return (int)length;
 	}
+	length &= QUIC_WINDOW - 1;
+	if (length)
+		bpf_skb_load_bytes(ctx, UDP_HEADER, room_of(cpu)->window, length);
 	return (int)length;
 }
 
-/* All that is not one of our own IDs; the packet is in the window. */
-static __always_inline int select_by_window(
-	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u32 length, __u32 mode)
+/* Reads the packet in the window: room->header, room->word and room->hash. Returns its kind. */
+__noinline int read_window(struct group_cpu *cpu, __u32 length, __u32 short_length)
 {
-	struct quic_room *room = room_of(cpu);
-	struct quic_header header =
-		quic_read_header(room->window, length, quic_short_dcid_length(mode));
-	const __u8 *dcid = room->window + 1;
+	struct quic_room *room;
+	__u32 dcid_length;
+	const __u8 *dcid;
 
-	if (header.kind == QUIC_INVALID)
-		return drop_invalid(ctx);
-	if (mode == QUIC_MODE_OPAQUE)
-		return select_opaque(ctx, cpu, header);
+	if (!cpu)
+		return QUIC_INVALID;
+	room = room_of(cpu);
+	room->header = quic_read_header(room->window, length, short_length);
+	dcid = room->window + 1;
 	asm volatile("" : "+r"(dcid)); /* as in own_id() */
-	if (header.long_header)
+	/* A short header does not tell the length: where it is not known, as much as is usual. */
+	dcid_length = short_length ? short_length : QUIC_PREFIX_LONG;
+	if (room->header.long_header) {
 		dcid = room->window + 6;
-	load_dcid(room, dcid, header.dcid_length);
-	if (mode == QUIC_MODE_NGINX && pass_to(ctx, cookie_slot(room)))
-		return SK_PASS;
-	if (mode == QUIC_MODE_REGISTERED) {
-		__u32 slot = header.long_header ? registered_slot(room, header.dcid_length)
-						: registered_short_slot(cpu, length);
-
-		if (pass_to(ctx, slot))
-			return SK_PASS;
+		dcid_length = room->header.dcid_length;
 	}
-	return select_unknown(ctx, cpu, header.kind, header.dcid_length);
+	load_dcid(room, dcid, dcid_length);
+	room->hash = quic_hash(&quic_state.hash_key, room->word[0], room->word[1],
+		room->word[2] | QUIC_HASH_CID(dcid_length));
+	return room->header.kind;
 }
 
-static __always_inline int select_quic(struct sk_reuseport_md *ctx, __u32 mode)
+/* All that was not decided by an ID of ours in place. */
+static __always_inline int select_rest(struct sk_reuseport_md *ctx, __u32 mode)
 {
-	const bool own = mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN;
-	const __u8 *p = ctx->data;
-	struct group_cpu *cpu;
-	__u64 *window;
+	struct group_cpu *cpu = this_cpu();
 	__u32 length;
 
-	if (p + UDP_HEADER + QUIC_WINDOW <= (const __u8 *)ctx->data_end) {
-		p += UDP_HEADER;
-		if (own && pass_to(ctx, own_slot(p, mode)))
-			return SK_PASS;
-		cpu = this_cpu();
-		if (!cpu)
-			return SK_DROP;
-		window = (__u64 *)room_of(cpu)->window;
-		window[0] = ((const __u64 *)p)[0];
-		window[1] = ((const __u64 *)p)[1];
-		window[2] = ((const __u64 *)p)[2];
-		window[3] = ((const __u64 *)p)[3];
-		length = ctx->len - UDP_HEADER;
-	} else {
-		cpu = this_cpu();
-		if (!cpu)
-			return SK_DROP;
-		length = copy_window(ctx, cpu);
-		if (own && length >= own_header_length(room_of(cpu)->window) &&
-			pass_to(ctx, own_slot(room_of(cpu)->window, mode)))
-			return SK_PASS;
-	}
-	return select_by_window(ctx, cpu, length, mode);
+	if (!cpu)
+		return SK_DROP;
+	length = copy_window(ctx, cpu);
+	if ((mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN) && !is_in_place(ctx) &&
+		length >= own_header_length(room_of(cpu)->window) &&
+		pass_to(ctx, own_slot(room_of(again(cpu))->window, mode)))
+		return SK_PASS;
+	if (read_window(cpu, length, quic_short_dcid_length(mode)) == QUIC_INVALID)
+		return drop_invalid(ctx);
+	if (mode == QUIC_MODE_OPAQUE)
+		return select_opaque(ctx, cpu, room_of(cpu)->header);
+	if (mode == QUIC_MODE_NGINX && pass_to(ctx, cookie_slot(room_of(again(cpu)))))
+		return SK_PASS;
+	if (mode == QUIC_MODE_REGISTERED && pass_to(ctx, dcid_slot(again(cpu), length)))
+		return SK_PASS;
+	return select_unknown(ctx, cpu);
 }
 
-/* One of these is loaded. */
-#define QUIC_PROGRAM(name, mode)                 \
-	SEC("sk_reuseport/migrate")              \
-	int name(struct sk_reuseport_md *ctx)    \
-	{                                        \
-		return select_quic(ctx, (mode)); \
-	}
+/* Functions of their own, so that what they spill is no cost of the programs below. */
+__noinline int quic_lb_rest(struct sk_reuseport_md *ctx)
+{
+	return select_rest(ctx, QUIC_MODE_LB);
+}
 
-QUIC_PROGRAM(quic_lb, QUIC_MODE_LB)
-QUIC_PROGRAM(quic_lb_plain, QUIC_MODE_LB_PLAIN)
-QUIC_PROGRAM(registered, QUIC_MODE_REGISTERED)
-QUIC_PROGRAM(nginx, QUIC_MODE_NGINX)
-QUIC_PROGRAM(opaque, QUIC_MODE_OPAQUE)
+__noinline int quic_lb_plain_rest(struct sk_reuseport_md *ctx)
+{
+	return select_rest(ctx, QUIC_MODE_LB_PLAIN);
+}
+
+/* One of these programs is loaded. */
+
+SEC("sk_reuseport/migrate")
+int quic_lb(struct sk_reuseport_md *ctx)
+{
+	return pass_in_place(ctx, QUIC_MODE_LB) ? SK_PASS : quic_lb_rest(ctx);
+}
+
+SEC("sk_reuseport/migrate")
+int quic_lb_plain(struct sk_reuseport_md *ctx)
+{
+	return pass_in_place(ctx, QUIC_MODE_LB_PLAIN) ? SK_PASS : quic_lb_plain_rest(ctx);
+}
+
+SEC("sk_reuseport/migrate")
+int registered(struct sk_reuseport_md *ctx)
+{
+	return select_rest(ctx, QUIC_MODE_REGISTERED);
+}
+
+SEC("sk_reuseport/migrate")
+int nginx(struct sk_reuseport_md *ctx)
+{
+	return select_rest(ctx, QUIC_MODE_NGINX);
+}
+
+SEC("sk_reuseport/migrate")
+int opaque(struct sk_reuseport_md *ctx)
+{
+	return select_rest(ctx, QUIC_MODE_OPAQUE);
+}
 
 char _license[] SEC("license") = "Dual BSD/GPL";

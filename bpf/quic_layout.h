@@ -65,7 +65,10 @@ struct quic_settings {
 
 /* Random, one a group, so that nobody outside can choose what collides. */
 struct quic_hash_key {
-	__u32 word[6];
+	union {
+		__u32 word[6];
+		__u64 half[3];
+	};
 };
 
 /* Written by the daemon, read by the program. */
@@ -80,22 +83,21 @@ struct quic_state {
 };
 
 /*
- * The cache of decrypted IDs. Entries are written without a lock, and must not match when their
- * words come from two writers: so slot also has, above its 16 bits, a check that is computed from
- * the ID (and its config rotation).
+ * The cache of decrypted IDs: one word an entry, of which 48 bits are a keyed hash of the ID and 16
+ * the slot. One store writes it, so it needs no lock. An ID that is not ours matches an entry once
+ * in 2^48, and then goes to a worker, as once in 2^32 it would after decryption.
  */
-#define CID_CACHE_CHECK (~(__u64)0xffff)
+#define CID_CACHE_SLOT 0xffffULL
 
-struct cid_cache_entry {
-	__u64 word[2]; /* of the ID, behind its first octet */
-	__u64 slot;
-	__u64 reserved;
-};
-
-/* Place in the cache (upper half) and check; the words of an encrypted ID are random already. */
-static __always_inline __u64 cid_cache_hash(__u64 word0, __u64 word1, __u32 rotation)
+/* Place in the cache by the low bits, check by the upper 48. rotation: of the ID's first octet. */
+static __always_inline __u64 cid_cache_hash(
+	const struct quic_hash_key *key, __u64 word0, __u64 word1, __u32 rotation)
 {
-	return ((word0 ^ rotation) * 0x9e3779b97f4a7c15ULL + word1) * 0xd6e8feb86659fd93ULL;
+	__u64 hash = (word0 ^ rotation ^ key->half[0]) * 0x9e3779b97f4a7c15ULL;
+
+	hash = (hash ^ hash >> 32) + word1;
+	hash = (hash ^ key->half[1]) * 0xd6e8feb86659fd93ULL;
+	return hash ^ hash >> 32;
 }
 
 /* A registered ID. */

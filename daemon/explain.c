@@ -80,6 +80,17 @@ static uint64_t hash_id(const struct explanation *e, const uint8_t *id, size_t l
 	return hash_words(e, id, length, length);
 }
 
+/* Of a short header that does not tell how long its ID is, as much as is usual. */
+static uint64_t hash_dcid(const struct explanation *e)
+{
+	const struct quic_header *header = &e->packet.header;
+
+	if (header->long_header || header->dcid_length)
+		return hash_id(e, e->packet.dcid, header->dcid_length);
+	return hash_words(
+		e, e->packet.dcid, MIN(e->length - 1, (size_t)QUIC_PREFIX_LONG), QUIC_PREFIX_LONG);
+}
+
 /* Of a long header: as far as it is there, and counted as empty near the end of the datagram. */
 static uint64_t hash_scid(const struct explanation *e)
 {
@@ -145,7 +156,7 @@ static void conclude_by_listener_map(struct explanation *e, uint64_t hash, char 
 				   : "an active worker answers it, with a stateless reset";
 
 	if (n) {
-		slot = table->entries[((uint64_t)hash32 * TABLE_SIZE) >> 32];
+		slot = table->entries[((uint64_t)hash32 * table->n_entries) >> 32];
 		if (group_has_socket(e->listener->group, (uint16_t)slot, NULL)) {
 			conclude(e, begins_connection(e) ? "listener" : "stray", slot,
 				"%s; %s: chosen by the listener map", because, what);
@@ -234,7 +245,6 @@ static bool explain_registered_id(struct explanation *e)
 			continue;
 		if (explain_registered_as(e, length))
 			return true;
-		e->hash = hash_words(e, e->packet.dcid, length, 0);
 	}
 	return false;
 }
@@ -316,7 +326,7 @@ void explain_packet(struct explanation *e)
 			"it ends before its destination connection ID does: dropped in silence");
 		return;
 	}
-	e->hash = hash_id(e, e->packet.dcid, e->packet.header.dcid_length);
+	e->hash = hash_dcid(e);
 	if (((mode == CID_QUIC_LB || mode == CID_QUIC_LB_PLAIN) && explain_own_id(e, &why)) ||
 		(mode == CID_REGISTERED && explain_registered_id(e)) ||
 		(mode == CID_NGINX && explain_cookie(e)))

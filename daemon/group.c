@@ -366,7 +366,8 @@ int group_set_members(struct group *group, const struct maglev_member *members, 
 	int result;
 
 	if (n_members) {
-		result = maglev_fill(table->entries, TABLE_SIZE, members, n_members);
+		table->n_entries = maglev_size(members, n_members, TABLE_SIZE);
+		result = maglev_fill(table->entries, table->n_entries, members, n_members);
 		if (result < 0)
 			return result;
 	}

@@ -109,6 +109,22 @@ static void fill(uint16_t *entries, uint32_t size, struct candidate *candidates,
 	}
 }
 
+uint32_t maglev_size(const struct maglev_member *members, size_t n_members, uint32_t max)
+{
+	static const uint32_t primes[] = {4093, 16381};
+	uint64_t sum = 0;
+	uint32_t lightest = WEIGHT_MAX;
+
+	for (size_t i = 0; i < n_members; i++) {
+		sum += members[i].weight;
+		lightest = MIN(lightest, MAX(members[i].weight, 1));
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(primes); i++)
+		if (primes[i] < max && sum * 100 <= (uint64_t)primes[i] * lightest)
+			return primes[i];
+	return max;
+}
+
 int maglev_fill(
 	uint16_t *entries, size_t size, const struct maglev_member *members, size_t n_members)
 {

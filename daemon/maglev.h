@@ -16,6 +16,13 @@ struct maglev_member {
 };
 
 /*
+ * How many entries a table for these members should have: a hundred for the lightest, as far as
+ * max, a prime, goes. As many as needed and no more, since each packet of a new connection looks at
+ * one of them, and a small table stays in the processor's cache.
+ */
+uint32_t maglev_size(const struct maglev_member *members, size_t n_members, uint32_t max);
+
+/*
  * Fills entries[size] (size a prime above n_members). The result depends on the set of members
  * alone, not on their order. A member's share of entries is its weight over the sum within one
  * entry a round, so within n_members entries. n_members 0 is -EINVAL. Errors: -ENOMEM.

@@ -246,9 +246,7 @@ static uint64_t send_all(struct traffic *traffic, const struct datagrams *datagr
 		unsigned n = count - sent < BATCH ? (unsigned)(count - sent) : BATCH;
 		size_t i = next;
 
-		/* Alone: what one poll of a network driver brings at most, then the servers' turn.
-		 */
-		wait_received(traffic, sent, traffic->alone ? 0 : traffic->window - n);
+		wait_received(traffic, sent, traffic->window - n);
 		for (unsigned message = 0; message < n; message++) {
 			set_message(traffic, message, datagrams, i);
 			i = i + 1 == datagrams->n ? 0 : i + 1;
