@@ -292,6 +292,7 @@ static int handshake_completed(ngtcp2_conn *quic, void *user_data)
 	struct connection *c = user_data;
 
 	account(c)->handshakes_completed++;
+	account(c)->resumed += gnutls_session_is_resumed(c->tls) != 0;
 	uncount_shaking(c);
 	c->state = RUNNING;
 	if (!c->early_data)

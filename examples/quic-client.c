@@ -192,6 +192,7 @@ void print_account(struct client *client, const char *event)
 		{"stateless_resets", a->stateless_resets},
 		{"resets_before_probe", a->resets_before_probe},
 		{"refused", a->refused},
+		{"resumed", a->resumed},
 		{"early_data_accepted", a->early_data_accepted},
 		{"early_data_rejected", a->early_data_rejected},
 		{"retries", a->retries},

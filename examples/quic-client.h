@@ -71,7 +71,7 @@ struct account {
 	uint64_t stateless_resets;    /* so many of them by that */
 	uint64_t resets_before_probe; /* that came before anything had to be sent again */
 	uint64_t refused;             /* ICMP port unreachable */
-	uint64_t early_data_accepted, early_data_rejected;
+	uint64_t resumed, early_data_accepted, early_data_rejected;
 	uint64_t retries, version_negotiations;
 	uint64_t rebindings, migrations_completed, migrations_failed;
 	uint64_t sessions_saved;

@@ -169,9 +169,8 @@ static int new_connection_id(
 {
 	struct connection *c = user_data;
 
-	if (ids_generate(c->server, cid) != 0 || cid->datalen != length ||
-		ids_reset_token(c->server, cid->data, cid->datalen, token) != 0 ||
-		ids_add(c->server, cid, c, &c->ids) != 0)
+	if (ids_issue(c->server, cid, c, &c->ids) != 0 || cid->datalen != length ||
+		ids_reset_token(c->server, cid->data, cid->datalen, token) != 0)
 		return NGTCP2_ERR_CALLBACK_FAILURE;
 	return 0;
 }
@@ -257,14 +256,6 @@ static void free_connection(struct connection *c)
 	free(c);
 }
 
-/* The IDs that lead to the connection from its first packet on: ours, and the client's choice. */
-static int add_first_ids(struct connection *c, const ngtcp2_cid *ours, const ngtcp2_cid *clients)
-{
-	if (ids_add(c->server, ours, c, &c->ids) != 0)
-		return -1;
-	return ids_add(c->server, clients, c, &c->ids);
-}
-
 static int start_quic(struct connection *c, const struct datagram *datagram,
 	const ngtcp2_pkt_hd *header, const ngtcp2_cid *original)
 {
@@ -282,7 +273,9 @@ static int start_quic(struct connection *c, const struct datagram *datagram,
 		params.retry_scid = header->dcid;
 		params.retry_scid_present = 1;
 	}
-	if (ids_generate(server, &cid) != 0 ||
+	/* Packets come by the client's own choice of an ID until it has seen ours. */
+	if (ids_add(server, &header->dcid, c, &c->ids) != 0 ||
+		ids_issue(server, &cid, c, &c->ids) != 0 ||
 		ids_reset_token(server, cid.data, cid.datalen, params.stateless_reset_token) != 0)
 		return -1;
 	params.stateless_reset_token_present = 1;
@@ -293,7 +286,7 @@ static int start_quic(struct connection *c, const struct datagram *datagram,
 	if (tls_server_session(&server->tls, &c->ref, &c->tls) < 0)
 		return -1;
 	ngtcp2_conn_set_tls_native_handle(c->quic, c->tls);
-	return add_first_ids(c, &cid, &header->dcid);
+	return 0;
 }
 
 struct connection *connection_new(struct server *server, const struct datagram *datagram,
@@ -457,6 +450,7 @@ static void flush(struct connection *c)
 		}
 		if (n == 0)
 			break;
+		ids_announce(c->server); /* the packet may have new IDs in it */
 		udp_send(c->server, path->local.addr, path->remote.addr, path->remote.addrlen,
 			packet, (size_t)n);
 	}
@@ -466,6 +460,7 @@ static void flush(struct connection *c)
 
 void connections_flush(struct server *server)
 {
+	ids_announce(server); /* of all connections at once */
 	while (server->changed) {
 		struct connection *c = server->changed;
 

@@ -12,6 +12,10 @@
  * 3. What we seal for clients to bring back (Retry and NEW_TOKEN tokens, session tickets) is sealed
  *    with keys from reuseport_token_secret(), since they bring it to any worker.
  *
+ * Where the listener has ConnectionID=registered, IDs may be of any kind, and the daemon is told of
+ * each: reuseport_cid_add() before the packet that gives it to the client, reuseport_cid_retire()
+ * when the client has given it back; both in batches.
+ *
  * A server that is not started under the daemon (LISTEN_FDS) makes random ones of the same size.
  *
  * The table of IDs is the other half: which connection of this process a packet is for.
@@ -25,6 +29,7 @@
 #include "examples/quic-server.h"
 
 #define FALLBACK_CID_OCTETS 17
+#define ANNOUNCE_TIMEOUT_MSEC 10000
 
 /* RFC 9000 section 10.3: 5 octets of random at least, and the token. */
 #define RESET_MIN (NGTCP2_MIN_STATELESS_RESET_RANDLEN + NGTCP2_STATELESS_RESET_TOKENLEN)
@@ -36,6 +41,8 @@ int ids_init(struct server *server)
 
 	random_octets(&server->ids.seed, sizeof(server->ids.seed));
 	server->generated_ids = length > 0;
+	server->registered_ids = reuseport_listener_cid_mode(server->reuseport, server->listener) ==
+				 REUSEPORT_CID_REGISTERED;
 	server->cid_length = length > 0 ? (size_t)length : FALLBACK_CID_OCTETS;
 	if (reuseport_token_secret(server->reuseport, server->listener, server->token_secret) == 0)
 		return 0;
@@ -62,6 +69,50 @@ int ids_generate(struct server *server, ngtcp2_cid *cid)
 	}
 	cid->datalen = (size_t)length;
 	return 0;
+}
+
+static void put(struct batch *batch, const ngtcp2_cid *cid)
+{
+	if (batch->n == batch->room) {
+		size_t room = batch->room ? 2 * batch->room : 64;
+		struct reuseport_cid *cids = realloc(batch->cids, room * sizeof(*cids));
+
+		if (!cids)
+			return;
+		batch->cids = cids;
+		batch->room = room;
+	}
+	batch->cids[batch->n].length = (uint8_t)cid->datalen;
+	memcpy(batch->cids[batch->n++].id, cid->data, cid->datalen);
+}
+
+int ids_issue(
+	struct server *server, ngtcp2_cid *cid, struct connection *connection, struct id **list)
+{
+	if (ids_generate(server, cid) != 0 || ids_add(server, cid, connection, list) != 0)
+		return -1;
+	(*list)->ours = true;
+	if (server->registered_ids)
+		put(&server->added, cid);
+	return 0;
+}
+
+static void announce(struct server *server, struct batch *batch,
+	int (*tell)(
+		struct reuseport *, unsigned, unsigned, const struct reuseport_cid *, size_t, int))
+{
+	if (!batch->n)
+		return;
+	if (tell(server->reuseport, 0, server->listener, batch->cids, batch->n,
+		    ANNOUNCE_TIMEOUT_MSEC) < 0)
+		fprintf(stderr, "quic-server: %s\n", reuseport_error(server->reuseport));
+	batch->n = 0;
+}
+
+void ids_announce(struct server *server)
+{
+	announce(server, &server->added, reuseport_cid_add);
+	announce(server, &server->retired, reuseport_cid_retire);
 }
 
 int ids_reset_token(struct server *server, const uint8_t *cid, size_t length, uint8_t *token)
@@ -184,6 +235,8 @@ void ids_remove(struct server *server, const ngtcp2_cid *cid, struct id **list)
 	if (!id)
 		return;
 	*list = id->next_of_connection;
+	if (server->registered_ids && id->ours)
+		put(&server->retired, cid);
 	for (struct id **i = &ids->buckets[bucket_of(ids, cid->data, cid->datalen)]; *i;
 		i = &(*i)->next_in_bucket)
 		if (*i == id) {
@@ -197,6 +250,8 @@ void ids_remove(struct server *server, const ngtcp2_cid *cid, struct id **list)
 void ids_deinit(struct server *server)
 {
 	free(server->ids.buckets);
+	free(server->added.cids);
+	free(server->retired.cids);
 	explicit_bzero(server->token_secret, sizeof(server->token_secret));
 	explicit_bzero(server->reset_secret, sizeof(server->reset_secret));
 }

@@ -45,6 +45,7 @@ struct datagram {
 /* Connection ID → connection, chained; see quic-server-ids.c. */
 struct id {
 	ngtcp2_cid cid;
+	bool ours; /* not the client's choice */
 	struct connection *connection;
 	struct id *next_in_bucket;
 	struct id *next_of_connection;
@@ -56,6 +57,12 @@ struct ids {
 	uint64_t seed;
 };
 
+/* Connection IDs that the daemon is to be told of, where it wants that. */
+struct batch {
+	struct reuseport_cid *cids;
+	size_t n, room;
+};
+
 struct server {
 	struct reuseport *reuseport;
 	unsigned listener;
@@ -63,8 +70,9 @@ struct server {
 	uint16_t port; /* network order */
 	int slot;      /* -1 without a daemon */
 
-	bool generated_ids; /* reuseport_cid_generate() makes them */
-	bool registered_ids;
+	bool generated_ids;  /* reuseport_cid_generate() makes them */
+	bool registered_ids; /* the daemon has to be told of each, ConnectionID=registered */
+	struct batch added, retired;
 	size_t cid_length;
 	uint8_t token_secret[REUSEPORT_SECRET_OCTETS];
 	uint8_t reset_secret[REUSEPORT_SECRET_OCTETS]; /* without a daemon */
@@ -88,8 +96,17 @@ struct server {
 int ids_init(struct server *server);
 void ids_deinit(struct server *server);
 
-/* A new connection ID that leads every packet to this worker. 0 or -1. */
+/* A connection ID that leads to this worker, for a Retry: nothing is remembered. 0 or -1. */
 int ids_generate(struct server *server, ngtcp2_cid *cid);
+
+/* A new connection ID that leads every packet to this connection; *list holds those of it. 0 or -1.
+ */
+int ids_issue(
+	struct server *server, ngtcp2_cid *cid, struct connection *connection, struct id **list);
+
+/* ConnectionID=registered: tells the daemon what was issued and retired since, before any packet
+ * goes out that mentions it. Waits for it. */
+void ids_announce(struct server *server);
 
 /* Token by which any worker may end a connection with this ID. 0 or -1. */
 int ids_reset_token(struct server *server, const uint8_t *cid, size_t length, uint8_t *token);
@@ -97,7 +114,7 @@ int ids_reset_token(struct server *server, const uint8_t *cid, size_t length, ui
 /* A packet of no connection that we know, with a short header: ends it (RFC 9000 section 10.3). */
 void ids_send_reset(struct server *server, const struct datagram *datagram, const uint8_t *cid);
 
-/* The table. ids_add() puts the ID in front of *list too, which holds those of a connection. */
+/* The table; ids_add() is for the ID that the client began with. */
 struct connection *ids_find(const struct server *server, const uint8_t *cid, size_t length);
 int ids_add(struct server *server, const ngtcp2_cid *cid, struct connection *connection,
 	struct id **list);

@@ -92,7 +92,7 @@ def test_token_of_an_earlier_connection_saves_the_retry(start, tmp_path):
     check(run_client(ADDRESS, "--connections", 10, "--save-session", sessions), connections=10,
           answered=10, retries=10, sessions_saved=10)
     check(run_client(ADDRESS, "--connections", 10, "--resume", sessions), connections=10,
-          answered=10, retries=0)
+          answered=10, retries=0, resumed=10)
     assert server.stop()["retries_sent"] == 10
 
 
