@@ -13,6 +13,7 @@ import tempfile
 import pytest
 
 import harness
+import hosts
 from quic_plane import Plane
 
 TEST_SECONDS = 150
@@ -112,6 +113,25 @@ def configuration():
     result = Configuration()
     yield result
     shutil.rmtree(result.directory)
+
+
+@pytest.fixture(scope="session")
+def tree(system):
+    """Real QUIC servers and clients; see hosts.py."""
+    why = hosts.missing()
+    if why:
+        pytest.skip(why)
+    if not shutil.which(hosts.GTLSCLIENT):
+        pytest.skip("needs gtlsclient (Debian 12: ngtcp2-client)")
+
+
+@pytest.fixture
+def place(tree):
+    """A directory in the tree, with a certificate."""
+    result = hosts.Place()
+    result.certificate()
+    yield result
+    result.remove()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ Counted, in the report (JSON, renewed four times a second and at the end):
   retried         requests that a server refused unprocessed as it went (GOAWAY, RFC 9114 section 5.2) and
                   that were made again on a new connection; counted once in requests
   requests_lost   not answered, and not refused in that way
-  rebound, migrated  changes of port alone; of connection ID, port and address
+  rebound, migrated, rotated  changes of port alone; of connection ID, port and address; of connection
+                  ID alone, which --move rotate does in turn with changes of port
   losses          the first of them in words
 While there is a file REPORT.hold nobody moves, and "held" in the report says that this is so.
 """
@@ -74,6 +75,7 @@ class Client:
         self.next_request = time.monotonic()
         self.started = self.next_request
         self.next_move = None
+        self.moves = 0
         self.completed = False
         self.replaced = False  # another connection does our requests from now on
         self.ended = False
@@ -173,6 +175,9 @@ class Client:
             return
         if self.completed and not self.replaced:
             self.make_request(now)
+        if self.replaced and self.request is None:
+            self.close()  # RFC 9114 section 5.2; some servers wait for it
+            return
         self.flush()
 
     def due_to_move(self, now):
@@ -190,14 +195,21 @@ class Client:
     def move(self, now):
         arguments = self.load.arguments
         self.next_move = now + arguments.every
-        if arguments.move == "rebind":
+        self.moves += 1
+        if self.moves == arguments.moves:
+            self.next_move = None
+        if arguments.move == "rebind" or (arguments.move == "rotate" and self.moves % 2 == 0):
             self.open_socket()
             # A client that only receives would never notice that its port is another one.
             self.quic.send_ping(self.load.count("rebound"))
         elif self.quic._peer_cid_available:
             self.quic.change_connection_id()
-            moves = self.load.count("migrated")
-            self.open_socket(f"127.0.0.{2 + moves % 200}")
+            if arguments.move == "rotate":
+                self.load.count("rotated")
+                self.quic.send_ping(-self.moves)
+            else:
+                moves = self.load.count("migrated")
+                self.open_socket(f"127.0.0.{2 + moves % 200}")
 
     def make_request(self, now):
         if self.request is None:
@@ -315,7 +327,7 @@ class Client:
 
 class Load:
     KEYS = ("connections", "handshakes", "failed", "closed", "connections_lost", "resets", "requests",
-            "answered", "retried", "requests_lost", "rebound", "migrated")
+            "answered", "retried", "requests_lost", "rebound", "migrated", "rotated")
 
     def __init__(self, arguments):
         self.arguments = arguments
@@ -424,8 +436,9 @@ def main():
     parser.add_argument("--path", default="/")
     parser.add_argument("--octets", type=int, default=9, help="of the body expected")
     parser.add_argument("--pause", type=float, default=0.1, help="seconds from answer to next request")
-    parser.add_argument("--move", choices=("rebind", "migrate"))
+    parser.add_argument("--move", choices=("rebind", "migrate", "rotate"))
     parser.add_argument("--every", type=float, default=1, help="seconds between moves")
+    parser.add_argument("--moves", type=int, help="of each connection at most")
     parser.add_argument("--patience", type=float, default=8, help="seconds without any answer")
     Load(parser.parse_args()).run()
 

@@ -84,6 +84,7 @@ class H3Client:
         if not self.program.exists():
             shutil.copy(SYSTEM_TESTS / "h3_client.py", self.program)
             self.program.chmod(0o644)
+        self.connections = connections
         directory = place.make(name)
         self.report = directory / "report"
         self.process = harness.Process(
@@ -126,7 +127,8 @@ class H3Client:
         self.process.send_signal(2)
         assert self.process.wait(60) == 0, self.process.output()
         counts = self.counts()
-        print(f"{self.report.parent.name}: {json.dumps(counts)}")
+        for key in ("open", "reports", "held"):
+            counts.pop(key)
         return counts
 
     def kill(self):
@@ -161,6 +163,9 @@ class Repeated(threading.Thread):
             else:
                 self.lost.append(f"status {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
 
+    def kill(self):
+        self.finish()
+
     def finish(self):
         self.ending.set()
         self.join()
@@ -174,7 +179,7 @@ def curl(port, path, octets, http="--http3-only"):
     alone are never answered, with this one none.
     """
     return Repeated(
-        command("curl", "--silent", "--show-error", "--insecure", http, "--max-time", 15,
+        command("curl", "--silent", "--show-error", "--insecure", http, "--max-time", 8,
                 "--curves", "X25519",
                 "--output", "/dev/null", "--write-out", "%{http_code} %{size_download}",
                 f"https://127.0.0.1:{port}{path}"),
@@ -193,6 +198,38 @@ def gtlsclient(port, path, nat_rebinding, move_msec=200, delay_msec=600):
         arguments.append("--nat-rebinding")
     arguments += ["127.0.0.1", port, f"https://localhost:{port}{path}"]
     return Repeated(arguments, lambda done: re.search(r":status: 200\b", done.stdout + done.stderr))
+
+
+def report(title, counts, said):
+    """What a person is to read in the log, and docs/quic-servers.md has; counts: {client: counts}."""
+    print(f"\n=== {title}")
+    for name, each in counts.items():
+        print(f"{name:20}", json.dumps(each))
+    keys = ("connections", "connections_lost", "resets", "failed", "retried", "rebound", "migrated",
+            "rotated")
+    print("total", json.dumps({
+        "answered": sum(c["answered"] for c in counts.values()),
+        "requests_lost": sum(c.get("requests_lost", c.get("lost", 0)) for c in counts.values()),
+        **{key: sum(c.get(key, 0) for c in counts.values()) for key in keys}}))
+    for loss in said[:60]:
+        print("  ", loss)
+
+
+def check_accounts(counts):
+    """Each request and connection of h3_client.py has come to one end that is known."""
+    for name, each in counts.items():
+        if "requests" in each:
+            assert each["requests"] == each["answered"] + each["requests_lost"], name
+            assert each["connections"] == \
+                each["closed"] + each["connections_lost"] + each["failed"], name
+
+
+def check_nothing_lost(counts, said):
+    check_accounts(counts)
+    for name, each in counts.items():
+        lost = {key: each[key] for key in ("lost", "requests_lost", "connections_lost", "resets",
+                                           "failed") if key in each}
+        assert lost == dict.fromkeys(lost, 0), (name, said)
 
 
 class Instances:

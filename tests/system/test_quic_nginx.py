@@ -6,10 +6,8 @@ docs/quic-servers.md; then behind reuseportd with ConnectionID=nginx.
 Counted is what real clients see: our h3_client.py (connections that stay, and go on requesting while they
 change port or connection ID), curl and gtlsclient (a new connection for each request).
 """
-import json
 import os
 import pathlib
-import shutil
 import signal
 
 import pytest
@@ -50,23 +48,11 @@ http {{
 """
 
 
-@pytest.fixture(scope="session")
-def tree(system):
-    why = hosts.missing()
-    if why:
-        pytest.skip(why)
-    if not shutil.which(hosts.GTLSCLIENT):
-        pytest.skip("needs gtlsclient (Debian 12: ngtcp2-client)")
-
-
 @pytest.fixture
-def place(tree):
-    result = hosts.Place()
-    result.certificate()
-    result.write("host.key", os.urandom(64))
-    result.write("slow", b"x" * SLOW_OCTETS)
-    yield result
-    result.remove()
+def place(place):
+    place.write("host.key", os.urandom(64))
+    place.write("slow", b"x" * SLOW_OCTETS)
+    return place
 
 
 def configure(place, name, **values):
@@ -110,10 +96,11 @@ class Clients:
                for name, client in self.ours.items()},
             **{name: client.answered + len(client.lost) for name, client in self.others.items()}}
 
-    def go_on(self):
+    def go_on(self, at_most=None):
         """
         Back when every kind of client has made a good deal of requests: each of those with a new
-        connection for each request at least one that began after this was called.
+        connection for each request at least one that began after this was called. at_most: or after so
+        many seconds, where some may get no answer at all.
         """
         wanted = {name: count + (2 if name in self.others else 6 if "download" in name else 20)
                   for name, count in self.ended().items()}
@@ -121,7 +108,11 @@ class Clients:
         def more():
             ended = self.ended()
             return all(ended[name] >= count for name, count in wanted.items())
-        harness.poll_until(more, "requests go on", interval=0.05)
+        try:
+            harness.poll_until(more, "requests go on", at_most or harness.DEADLINE, interval=0.05)
+        except AssertionError:
+            if not at_most:
+                raise
 
     def hold(self):
         for client in self.ours.values():
@@ -141,8 +132,6 @@ class Clients:
         for name, client in self.ours.items():
             counts[name] = client.finish()
             said += [f"{name}: {loss}" for loss in counts[name].pop("losses")]
-            for key in ("open", "reports", "held"):
-                counts[name].pop(key)
         self.kill()
         return counts, said
 
@@ -151,26 +140,6 @@ class Clients:
             client.finish()
         for client in self.ours.values():
             client.kill()
-
-
-def report(title, counts, said):
-    """What a person is to read in the log, and docs/quic-servers.md has."""
-    print(f"\n=== {title}")
-    for name, each in counts.items():
-        print(f"{name:20}", json.dumps(each))
-    print("total", json.dumps(total(counts)))
-    for loss in said[:60]:
-        print("  ", loss)
-
-
-def total(counts):
-    return {
-        "answered": sum(c["answered"] for c in counts.values()),
-        "requests_lost": sum(c.get("requests_lost", c.get("lost", 0)) for c in counts.values()),
-        **{key: sum(c.get(key, 0) for c in counts.values())
-           for key in ("connections", "connections_lost", "resets", "failed", "retried", "rebound",
-                       "migrated")},
-    }
 
 
 def children(pid):
@@ -194,18 +163,15 @@ def test_nginx_alone_reloading_for_comparison(netns, place, quic_bpf):
         harness.poll_until(lambda: len(children(nginx.pid)) == 4, "four workers")
         clients = Clients(place)
         for _ in range(reloads):
-            clients.go_on()
+            clients.go_on(at_most=6)
             before = set(children(nginx.pid))
             nginx.send_signal(signal.SIGHUP)
             harness.poll_until(lambda: len(set(children(nginx.pid)) - before) == 4, "four new workers")
-        clients.go_on()
+        clients.go_on(at_most=6)
         counts, said = clients.finish()
-        report(f"nginx alone, quic_bpf {quic_bpf}, {reloads} reloads", counts, said)
+        hosts.report(f"nginx alone, quic_bpf {quic_bpf}, {reloads} reloads", counts, said)
         assert counts["curl"]["answered"] > 0 and counts["steady"]["answered"] > 0
-        for name, each in counts.items():
-            if "requests" in each:
-                assert each["requests"] == each["answered"] + each["requests_lost"], name
-                assert each["connections"] == each["closed"] + each["connections_lost"] + each["failed"]
+        hosts.check_accounts(counts)
     finally:
         if clients:
             clients.kill()
@@ -248,17 +214,6 @@ ConnectionID=nginx
         instances.stop()
 
 
-def check_nothing_lost(counts, said):
-    for name, each in counts.items():
-        if "requests" not in each:
-            assert each["lost"] == 0, (name, said)
-            continue
-        lost = {key: each[key] for key in ("requests_lost", "connections_lost", "resets", "failed")}
-        assert lost == dict.fromkeys(lost, 0), (name, said)
-        assert each["requests"] == each["answered"], name
-        assert each["connections"] == each["handshakes"] == each["closed"], name
-
-
 def quit_nginx(process, clients):
     """
     nginx closes its idle connections at that moment. A client whose port changes in the same millisecond
@@ -277,7 +232,7 @@ def test_replacing_two_nginx_in_turn_loses_nothing(web, place):
     connections that it has, also when they move; told to quit, it closes those that are idle, finishes
     the downloads under way, which move meanwhile, and ends by itself with status 0.
     """
-    replacements = 8
+    replacements = 6
     names = ("web@1", "web@2")
     instances = web("--drain-delay", "3600")
     for name in names:
@@ -297,8 +252,8 @@ def test_replacing_two_nginx_in_turn_loses_nothing(web, place):
         counts, said = clients.finish()
     finally:
         clients.kill()
-    report(f"two nginx behind reuseportd, {replacements} replacements", counts, said)
-    check_nothing_lost(counts, said)
+    hosts.report(f"two nginx behind reuseportd, {replacements} replacements", counts, said)
+    hosts.check_nothing_lost(counts, said)
     assert all(each["answered"] > 0 for each in counts.values())
     assert all(counts[name]["rebound"] > replacements for name in ("rebind", "download-rebind"))
     assert all(counts[name]["migrated"] > replacements for name in ("migrate", "download-migrate"))
@@ -328,7 +283,7 @@ def test_drain_delay_lets_new_connections_make_their_requests(web, place):
         for client in clients.values():
             client.finish()
         steady.kill()
-    said = sum((client.lost for client in clients.values()), counts["steady"]["losses"])
-    report(f"two nginx, told to quit after 2 s, {replacements} replacements", counts, said)
-    check_nothing_lost(counts, said)
+    said = sum((client.lost for client in clients.values()), counts["steady"].pop("losses"))
+    hosts.report(f"two nginx, told to quit after 2 s, {replacements} replacements", counts, said)
+    hosts.check_nothing_lost(counts, said)
     assert counts["steady"]["answered"] > 50 * replacements
