@@ -560,6 +560,50 @@ __noinline int read_window(struct group_cpu *cpu, __u32 length, __u32 short_leng
 	return room->header.kind;
 }
 
+/* All but so many octets at the end of what stands in memory, zeros for those. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define WITHOUT_LAST(word, octets) ((word) << 8 * (octets) >> 8 * (octets))
+#else
+#define WITHOUT_LAST(word, octets) ((word) >> 8 * (octets) << 8 * (octets))
+#endif
+
+/*
+ * A packet that begins a connection, in a datagram of one piece and with an ID of 8 octets or more
+ * (RFC 9000 section 7.2): most of what no ID of ours decides. Read where it stands, as
+ * read_window() reads it: room->header.kind and room->hash. False: something else.
+ */
+static __always_inline bool begins_in_place(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
+{
+	const __u8 *p = ctx->data;
+	__u64 word1 = 0, hash;
+	__u32 word2 = 0, length, kind;
+
+	if (p + UDP_HEADER + QUIC_WINDOW > (const __u8 *)ctx->data_end)
+		return false;
+	p += UDP_HEADER;
+	length = p[5];
+	if (!(p[0] & 0x80) || length < 8 || length > QUIC_CID_OCTETS)
+		return false;
+	kind = quic_long_kind(p[0], bpf_ntohl(*(const __u32 *)(p + 1)));
+	if (!quic_begins_connection(kind))
+		return false;
+	if (length > 8) {
+		word1 = *(const __u64 *)(p + 14);
+		if (length < 16)
+			word1 = WITHOUT_LAST(word1, (16 - length) & 7);
+	}
+	if (length > 16) {
+		word2 = *(const __u32 *)(p + 22);
+		word2 = WITHOUT_LAST(word2, (20 - length) & 3);
+	}
+	hash = quic_hash(&quic_state.hash_key, *(const __u64 *)(p + 6), word1,
+		word2 | QUIC_HASH_CID(length));
+	asm volatile("" : "+r"(hash)); /* here, and not with all its parts kept until later */
+	room_of(cpu)->hash = hash;
+	room_of(cpu)->header.kind = kind;
+	return true;
+}
+
 /* All that was not decided by an ID of ours in place. */
 static __always_inline int select_rest(struct sk_reuseport_md *ctx, __u32 mode)
 {
@@ -568,6 +612,8 @@ static __always_inline int select_rest(struct sk_reuseport_md *ctx, __u32 mode)
 
 	if (!cpu)
 		return SK_DROP;
+	if ((mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN) && begins_in_place(ctx, cpu))
+		return select_unknown(ctx, again(cpu));
 	length = copy_window(ctx, cpu);
 	if ((mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN) && !is_in_place(ctx) &&
 		length >= own_header_length(room_of(cpu)->window) &&
