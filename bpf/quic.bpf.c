@@ -406,10 +406,21 @@ __noinline int learn_dcid(struct group_cpu *cpu, __u64 address, __u32 length, __
 }
 
 /*
+ * Has the server chosen the destination ID of a long header? A client puts its Handshake packet
+ * behind an Initial in the same datagram, as a rule, so this must be seen from the Initial as well.
+ * What a client chooses itself has eight octets at least (RFC 9000 section 7.2); a server's ID of
+ * eight or more is learned from the short headers that follow.
+ */
+static __always_inline bool is_servers_id(__u32 kind, __u32 length)
+{
+	return kind == QUIC_HANDSHAKE || (kind == QUIC_INITIAL && length < QUIC_PREFIX_LONG);
+}
+
+/*
  * Long header. All that a client sends in one handshake has one source connection ID (RFC 9000
- * section 7.2), whatever the destination's becomes. The ID that the server has chosen is learned
- * from the client's Handshake packet. The listener map is asked by the address alone, as for a
- * short header: so a connection holds together also when there is no room to remember it.
+ * section 7.2), whatever the destination's becomes. The ID that the server has chosen is learned.
+ * The listener map is asked by the address alone, as for a short header: so a connection holds
+ * together also when there is no room to remember it.
  */
 static __always_inline int select_opaque_long(
 	struct sk_reuseport_md *ctx, struct group_cpu *cpu, __u64 address, __u32 kind)
@@ -431,7 +442,7 @@ static __always_inline int select_opaque_long(
 		note_flow(cpu, hash, slot);
 	}
 	note_flow(cpu, address, slot);
-	if (kind == QUIC_HANDSHAKE)
+	if (is_servers_id(kind, room->window[5]))
 		learn_dcid(cpu, address, room->window[5], slot);
 	return SK_PASS;
 }

@@ -331,6 +331,28 @@ def test_opaque_connection_is_found_again_by_an_id_that_was_learned(plane):
                     for client, dcid in zip(after, ids)]) == first
 
 
+@pytest.mark.parametrize("length", (4, 7, 8, 20))
+def test_opaque_id_is_learned_where_the_handshake_hides_behind_an_initial(plane, length):
+    """
+    As real clients send it: one datagram with an Initial and a Handshake packet, both to the server's
+    ID, then short headers only. The port changes after the first of these, and changes again.
+    """
+    p = plane("opaque")
+    scale(p, 0, 3)
+    clients = [p.new_clients(60) for _ in range(3)]
+    ids = [os.urandom(length) for _ in clients[0]]
+
+    def send(clients, make):
+        return p.where([(client, make(dcid)) for client, dcid in zip(clients, ids)])
+
+    first = send(clients[0], lambda _: quic.initial(os.urandom(8)))
+    assert send(clients[0], quic.initial) == first
+    assert send(clients[0], lambda dcid: quic.short_packet(dcid, size=60)) == first
+    scale(p, 3, 3)
+    for after in clients[1:]:
+        assert send(after, lambda dcid: quic.short_packet(dcid, size=60)) == first
+
+
 def test_registered_id_means_the_worker_that_registered_it(plane):
     p = plane("registered")
     workers = scale(p, 0, 3)
