@@ -35,20 +35,19 @@
 #define RESET_MIN (NGTCP2_MIN_STATELESS_RESET_RANDLEN + NGTCP2_STATELESS_RESET_TOKENLEN)
 #define RESET_MAX 42
 
-int ids_init(struct server *server)
+void ids_init(struct server *server, unsigned foreign)
 {
 	int length = reuseport_cid_length(server->reuseport, server->listener);
 
 	random_octets(&server->ids.seed, sizeof(server->ids.seed));
-	server->generated_ids = length > 0;
+	server->generated_ids = length > 0 && !foreign;
 	server->registered_ids = reuseport_listener_cid_mode(server->reuseport, server->listener) ==
 				 REUSEPORT_CID_REGISTERED;
-	server->cid_length = length > 0 ? (size_t)length : FALLBACK_CID_OCTETS;
+	server->cid_length = foreign ? foreign : length > 0 ? (size_t)length : FALLBACK_CID_OCTETS;
 	if (reuseport_token_secret(server->reuseport, server->listener, server->token_secret) == 0)
-		return 0;
+		return;
 	random_octets(server->token_secret, sizeof(server->token_secret));
 	random_octets(server->reset_secret, sizeof(server->reset_secret));
-	return 0;
 }
 
 int ids_generate(struct server *server, ngtcp2_cid *cid)

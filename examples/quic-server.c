@@ -26,13 +26,16 @@ struct options {
 	const char *service, *instance, *listener, *cert, *key;
 	bool retry, no_early_data;
 	unsigned idle_timeout_sec;
+	unsigned foreign_ids; /* octets */
 };
 
 static const char usage[] =
 	"usage: quic-server --service NAME --cert PEM --key PEM [--instance NAME]\n"
 	"                   [--listener NAME] [--retry] [--no-early-data] [--idle-timeout SEC]\n"
+	"                   [--foreign-ids OCTETS]\n"
 	"\n"
 	"Answers a line on a QUIC stream (ALPN \"" QUIC_ALPN "\") with \"SLOT PID LINE\".\n"
+	"--foreign-ids: makes connection IDs of its own, to show what becomes of such a server.\n"
 	"SIGUSR1: a line of counters, as at the end. SIGTERM: closes all connections and ends.\n";
 
 static int parse_options(int argc, char *argv[], struct options *ret)
@@ -46,6 +49,7 @@ static int parse_options(int argc, char *argv[], struct options *ret)
 		{"retry", no_argument, NULL, 'r'},
 		{"no-early-data", no_argument, NULL, 'e'},
 		{"idle-timeout", required_argument, NULL, 't'},
+		{"foreign-ids", required_argument, NULL, 'f'},
 		{},
 	};
 	int option;
@@ -77,11 +81,15 @@ static int parse_options(int argc, char *argv[], struct options *ret)
 		case 't':
 			ret->idle_timeout_sec = (unsigned)strtoul(optarg, NULL, 10);
 			break;
+		case 'f':
+			ret->foreign_ids = (unsigned)strtoul(optarg, NULL, 10);
+			break;
 		default:
 			return -EINVAL;
 		}
 	}
-	if (optind < argc || !ret->service || !ret->cert || !ret->key || !ret->idle_timeout_sec)
+	if (optind < argc || ret->foreign_ids > REUSEPORT_CID_OCTETS || !ret->service ||
+		!ret->cert || !ret->key || !ret->idle_timeout_sec)
 		return -EINVAL;
 	return 0;
 }
@@ -141,7 +149,8 @@ static int join(struct server *server, const struct options *options)
 	result = udp_prepare(server);
 	if (result < 0)
 		return fail(server, "cannot use the socket", result);
-	return ids_init(server);
+	ids_init(server, options->foreign_ids);
+	return 0;
 }
 
 static void print_counters(const struct server *server, const char *event)

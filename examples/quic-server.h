@@ -92,8 +92,9 @@ struct server {
 
 /* quic-server-ids.c */
 
-/* After reuseport_register(): how IDs and tokens are made. 0, or a negative errno. */
-int ids_init(struct server *server);
+/* After reuseport_register(): how IDs and tokens are made. foreign: 0, or the octets of IDs that
+ * have nothing to do with the library. */
+void ids_init(struct server *server, unsigned foreign);
 void ids_deinit(struct server *server);
 
 /* A connection ID that leads to this worker, for a Retry: nothing is remembered. 0 or -1. */

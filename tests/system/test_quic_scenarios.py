@@ -5,13 +5,16 @@ behind one port, while workers come, go and die and clients move. What is counte
 count: requests answered, connections lost, resets.
 """
 import contextlib
+import os
 import signal
 
 import pytest
 
 import harness
+import quic_packets
 import quic_programs
 from quic_programs import QuicClient, QuicServer, by_slot, check, run_client
+from test_quic_hostile import flood_sent, flooder, send_flood  # pylint: disable=unused-import
 
 ADDRESS = ("127.0.0.1", 4433)
 LOCAL = "127.0.0.1,127.0.0.2,127.0.0.3"
@@ -311,3 +314,64 @@ def test_listener_for_both_kinds_of_address(start_daemon, configuration, certifi
               connections=100, answered=300, migrations_completed=100, rebindings=100)
     finally:
         service.cleanup()
+
+
+@pytest.mark.parametrize("kind", ["short", "initial"])
+def test_flood_fails_no_connection_and_leaves_nothing(service, flooder, kind):
+    """
+    50,000 short headers of no connection, each answered with a reset, or 50,000 spoofed Initials,
+    each answered with a Retry: connections that exist go on, new ones are made.
+    """
+    servers = service.start_all(names(4), "--retry")
+    packets = None
+    if kind == "initial":
+        # No token; a length that takes the rest of the datagram.
+        rest = 1200 - len(quic_packets.initial(bytes(18), bytes(3), size=0))
+        body = b"\0" + (0x4000 | rest).to_bytes(2, "big")
+        packets = [quic_packets.initial(os.urandom(18), body, size=1200) for _ in range(5000)]
+    with client("--connections", 100, "--interval", 10, "--script", "request:*", timeout=60) as old, \
+            client("--connections", 8, "--script", "request,again", timeout=60) as new, \
+            flooder("file" if packets else kind, packets) as flood:
+        old.wait_ready()
+        new.wait_ready()
+        for sent in range(2500, 50001, 2500):
+            send_flood(flood, 2500)
+            flood_sent(flood)
+            harness.poll_until(lambda: answered(servers, kind) >= sent, "each got its answer")
+        new.go()
+        account = new.finish()
+        made = account["connections"]
+        check(account, connections=made, answered=made, retries=made)
+        old.go()
+        account = old.finish()
+        check(account, connections=100, answered=account["requests_sent"], retries=100)
+    counters = [server.stop() for server in servers]
+    assert sum(c["connections"] for c in counters) == 100 + made
+    assert sum(c["resets_sent"] for c in counters) == (50000 if kind == "short" else 0)
+
+
+def answered(servers, kind):
+    counters = [server.counters() for server in servers]
+    return sum(c["resets_sent"] if kind == "short" else c["retries_sent"] - c["connections"]
+               for c in counters)
+
+
+def test_server_with_ids_of_its_own_harms_nobody_else(service):
+    """
+    Nobody can know where the packets of its connections belong: most never get through, and what
+    they send goes to others. Whose connections notice nothing.
+    """
+    servers = service.start_all(names(3))
+    foreign = service.start("foreign@1", "--foreign-ids", "17")
+    account = run_client(ADDRESS, "--connections", 400, "--script",
+                         "request,migrate,request,rebind,request", timeout=12)
+    counters = [server.counters() for server in servers]
+    good = sum(c["handshakes"] for c in counters)
+    bad = 400 - good
+    assert 40 < bad < 160
+    assert sum(c["requests"] for c in counters) == 3 * good
+    assert {slot: n for slot, n in by_slot(account).items() if slot != foreign.slot} == {
+        c["slot"]: c["handshakes"] for c in counters}
+    # All that was lost was the one server's; and there was such a thing, so the test tests.
+    assert 0 < account["connections_lost"] + account["handshakes_failed"] <= bad
+    assert account["wrong_worker"] == account["wrong_answers"] == 0
