@@ -18,7 +18,7 @@ import tempfile
 import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DIRECTORIES = ("bpf", "client-lib", "common", "daemon", "examples", "proto", "tests", "tools")
+DIRECTORIES = ("bpf", "classify", "client-lib", "common", "daemon", "examples", "proto", "tests", "tools")
 FUZZ_SECONDS = 10
 
 BUILDS = {

@@ -1,0 +1,781 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * From datagrams to what the client asks for: every flow of the vectors in every order, packets
+ * that are damaged in every bit and cut at every octet, and what else a client or a stranger may
+ * send.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "classify/flow.h"
+#include "tests/unit/hello-builder.h"
+#include "tests/unit/initial-seal.h"
+#include "tests/unit/vectors.h"
+
+#define DATAGRAM_MAX 2048
+#define DATAGRAMS_MAX 64
+
+struct datagram {
+	uint8_t octets[DATAGRAM_MAX];
+	size_t length;
+};
+
+static json_t *root;
+static struct initial_crypto *crypto;
+static struct flow flow;
+static struct datagram datagrams[DATAGRAMS_MAX];
+static struct builder hello;
+
+static int set_up(void **state)
+{
+	root = vector_load(VECTORS "/quic-initial-vectors.json");
+	return initial_crypto_new(&crypto);
+}
+
+static int tear_down(void **state)
+{
+	json_decref(root);
+	initial_crypto_free(crypto);
+	return 0;
+}
+
+/* Of exactly its size, so that a sanitizer sees a look beyond the end. */
+static enum flow_state feed(const uint8_t *octets, size_t length)
+{
+	uint8_t *copy = malloc(length ? length : 1);
+	enum flow_state state;
+
+	assert_non_null(copy);
+	memcpy(copy, octets, length);
+	state = flow_feed(&flow, crypto, copy, length);
+	assert_int_equal(state, flow.state);
+	free(copy);
+	return state;
+}
+
+/* A flow that holds rubbish where it was not initialised. */
+static void begin_flow(void)
+{
+	memset(&flow, 0xa5, sizeof(flow));
+	flow_init(&flow);
+	assert_int_equal(flow.state, FLOW_INCOMPLETE);
+}
+
+static json_t *vector_flows(void)
+{
+	return json_object_get(json_object_get(root, "synthetic"), "flows");
+}
+
+static json_t *find_flow(const char *id)
+{
+	json_t *vector;
+	size_t i;
+
+	json_array_foreach(vector_flows(), i, vector)
+	{
+		if (strcmp(vector_string(vector, "id"), id) == 0)
+			return vector;
+	}
+	fail_msg("no flow %s", id);
+	return NULL;
+}
+
+static unsigned load(const json_t *vector)
+{
+	json_t *datagram;
+	size_t i;
+
+	json_array_foreach(json_object_get(vector, "datagrams"), i, datagram)
+	{
+		assert_true(i < DATAGRAMS_MAX);
+		datagrams[i].length = vector_hex(vector_string(datagram, "hex"),
+			datagrams[i].octets, sizeof(datagrams[i].octets));
+	}
+	return (unsigned)i;
+}
+
+static void check_answer(const json_t *vector)
+{
+	const char *name = vector_string(vector, "sni");
+	const json_t *protocols = json_object_get(vector, "alpn");
+	size_t position = 0, length, n = 0;
+	const char *own = flow_server_name(&flow, &length);
+	const uint8_t *protocol;
+
+	assert_int_equal(length, strlen(name));
+	assert_memory_equal(own, name, length);
+	while (client_hello_next_protocol(
+		flow.stream.octets, &flow.hello, &position, &protocol, &length)) {
+		const char *wanted = json_string_value(json_array_get(protocols, n++));
+
+		assert_int_equal(length, strlen(wanted));
+		assert_memory_equal(protocol, wanted, length);
+	}
+	assert_int_equal(n, json_array_size(protocols));
+	assert_int_equal(flow.version, strtoul(vector_string(vector, "version"), NULL, 16));
+	assert_int_equal(flow.hello.length, vector_number(vector, "client_hello_length"));
+}
+
+static void swap(unsigned *a, unsigned *b)
+{
+	unsigned other = *a;
+
+	*a = *b;
+	*b = other;
+}
+
+/* The next permutation in lexical order; false behind the last. */
+static bool permute(unsigned *order, unsigned n)
+{
+	unsigned i = n, j = n;
+
+	while (i > 1 && order[i - 2] > order[i - 1])
+		i--;
+	if (i <= 1)
+		return false;
+	while (order[j - 1] < order[i - 2])
+		j--;
+	swap(&order[i - 2], &order[j - 1]);
+	for (unsigned a = i - 1, b = n - 1; a < b; a++, b--)
+		swap(&order[a], &order[b]);
+	return true;
+}
+
+static void test_every_flow_in_every_order(void **state)
+{
+	unsigned flows = 0, orders = 0;
+	json_t *vector;
+	size_t v;
+
+	json_array_foreach(vector_flows(), v, vector)
+	{
+		unsigned n = load(vector), order[DATAGRAMS_MAX];
+
+		if (!vector_string(vector, "sni"))
+			continue;
+		for (unsigned i = 0; i < n; i++)
+			order[i] = i;
+		do {
+			begin_flow();
+			for (unsigned i = 0; i < n; i++)
+				feed(datagrams[order[i]].octets, datagrams[order[i]].length);
+			assert_int_equal(flow.state, FLOW_COMPLETE);
+			assert_int_equal(flow.packets, n);
+			assert_int_equal(flow.unopened, 0);
+			assert_int_equal(flow.ignored, 0);
+			check_answer(vector);
+			orders++;
+		} while (permute(order, n));
+		flows++;
+	}
+	assert_int_equal(flows, 10);
+	assert_int_equal(orders, 3 * 1 + 6 * 2 + 1 * 6);
+}
+
+/* The state after each datagram is that of the vector: no answer before all octets are there. */
+static void test_the_answer_comes_with_the_last_octet(void **state)
+{
+	unsigned n_datagrams = 0;
+	json_t *vector;
+	size_t v;
+
+	json_array_foreach(vector_flows(), v, vector)
+	{
+		unsigned n = load(vector), complete;
+		const json_t *list = json_object_get(vector, "datagrams");
+
+		if (!vector_string(vector, "sni"))
+			continue;
+		complete = vector_number(vector, "client_hello_complete_after_datagram");
+		begin_flow();
+		for (unsigned i = 0; i < n; i++) {
+			feed(datagrams[i].octets, datagrams[i].length);
+			assert_int_equal(
+				flow.state, i < complete ? FLOW_INCOMPLETE : FLOW_COMPLETE);
+			if (i <= complete)
+				assert_int_equal(crypto_stream_contiguous(&flow.stream),
+					vector_number(json_array_get(list, i),
+						"contiguous_crypto_octets_after"));
+			n_datagrams++;
+		}
+	}
+	assert_int_equal(n_datagrams, 3 + 6 * 2 + 3);
+}
+
+static void test_a_forged_tag_is_not_opened(void **state)
+{
+	assert_int_equal(load(find_flow("syn-forged-tag")), 1);
+	begin_flow();
+	feed(datagrams[0].octets, datagrams[0].length);
+	assert_int_equal(flow.state, FLOW_INCOMPLETE);
+	assert_int_equal(flow.packets, 0);
+	assert_int_equal(flow.unopened, 1);
+	/* It spoils nothing. */
+	load(find_flow("syn-2dg-inorder"));
+	feed(datagrams[0].octets, datagrams[0].length);
+	assert_int_equal(feed(datagrams[1].octets, datagrams[1].length), FLOW_COMPLETE);
+	assert_int_equal(flow.packets, 2);
+	assert_int_equal(flow.unopened, 1);
+}
+
+static unsigned flip_every_bit(const char *id)
+{
+	const json_t *vector = find_flow(id);
+	unsigned n = load(vector), flips = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		size_t end = vector_number(
+			json_array_get(json_object_get(vector, "datagrams"), i), "packet_end");
+
+		for (size_t bit = 0; bit < 8 * end; bit++) {
+			flow_init(&flow);
+			datagrams[i].octets[bit / 8] ^= (uint8_t)(1 << bit % 8);
+			flow_feed(&flow, crypto, datagrams[i].octets, datagrams[i].length);
+			datagrams[i].octets[bit / 8] ^= (uint8_t)(1 << bit % 8);
+			assert_int_equal(flow.state, FLOW_INCOMPLETE);
+			assert_int_equal(flow.packets, 0);
+			assert_true(flow.unopened + flow.ignored >= 1);
+			flips++;
+		}
+	}
+	return flips;
+}
+
+static void test_no_flipped_bit_is_authenticated(void **state)
+{
+	assert_int_equal(flip_every_bit("syn-1dg-v1"), 8 * 1200);
+	assert_int_equal(flip_every_bit("syn-1dg-v2"), 8 * 1200);
+	assert_int_equal(flip_every_bit("syn-after-retry"), 8 * 2400);
+	assert_int_equal(flip_every_bit("syn-coalesced-0rtt"), 8 * 776);
+}
+
+static void test_cut_at_every_octet(void **state)
+{
+	unsigned cuts = 0, opened = 0;
+	json_t *vector;
+	size_t v;
+
+	json_array_foreach(vector_flows(), v, vector)
+	{
+		unsigned n = load(vector);
+
+		for (unsigned i = 0; i < n; i++) {
+			for (size_t length = 0; length < datagrams[i].length; length++) {
+				flow_init(&flow);
+				feed(datagrams[i].octets, length);
+				opened += flow.packets;
+				cuts++;
+			}
+		}
+	}
+	assert_int_equal(cuts, 2 * 1200 * 5 + 2 * 1250 + 3 * 1200 + 2 * 1200 + 1201 + 1200);
+	/* Only where no more than the 0-RTT packet behind the Initial is cut. */
+	assert_int_equal(opened, 1201 - 776);
+}
+
+/* A ClientHello with a big key share in front, for shop.example. */
+static void build_hello(size_t share)
+{
+	static const uint8_t octets[BUILDER_MAX];
+	size_t list = begin_hello(&hello);
+
+	put_extension(&hello, 0x33, octets, share);
+	put_server_name(&hello, "shop.example", 12);
+	put_extension(&hello, 16, "\0\3\2h3", 5);
+	end_hello(&hello, list);
+}
+
+static void check_shop(void)
+{
+	size_t length;
+	const char *name = flow_server_name(&flow, &length);
+
+	assert_int_equal(flow.state, FLOW_COMPLETE);
+	assert_int_equal(length, 12);
+	assert_memory_equal(name, "shop.example", 12);
+}
+
+static const struct seal client = {
+	.version = QUIC_VERSION_1,
+	.dcid = {1, 2, 3, 4, 5, 6, 7, 8},
+	.dcid_length = 8,
+	.scid = {9, 9, 9},
+	.scid_length = 3,
+	.number_length = 2,
+};
+
+/* Under the keys of the connection ID key_dcid. */
+static size_t seal_with(const struct seal *seal, const uint8_t *key_dcid, size_t key_dcid_length,
+	const uint8_t *payload, size_t length, uint8_t *out)
+{
+	struct initial_keys keys;
+	size_t n;
+
+	assert_int_equal(initial_keys_derive(crypto, seal->version, key_dcid, key_dcid_length,
+				 INITIAL_FROM_CLIENT, &keys),
+		0);
+	n = seal_initial(seal, &keys, payload, length, out);
+	assert_true(n > 0);
+	return n;
+}
+
+static size_t seal(const struct seal *s, const uint8_t *payload, size_t length, uint8_t *out)
+{
+	return seal_with(s, s->dcid, s->dcid_length, payload, length, out);
+}
+
+/* A CRYPTO frame with octets of the built ClientHello, padded to 20 octets at least. */
+static size_t crypto_frame(size_t offset, size_t length, uint8_t *payload)
+{
+	size_t n = 0;
+
+	payload[n++] = 6;
+	seal_varint(payload, &n, offset, 2);
+	seal_varint(payload, &n, length, 2);
+	memcpy(payload + n, hello.octets + offset, length);
+	n += length;
+	while (n < 20)
+		payload[n++] = 0;
+	return n;
+}
+
+static size_t seal_crypto(const struct seal *s, size_t offset, size_t length, uint8_t *out)
+{
+	uint8_t payload[DATAGRAM_MAX];
+	size_t n = crypto_frame(offset, length, payload);
+
+	return seal(s, payload, n, out);
+}
+
+/* A payload of its own as the client's next packet in a datagram of its own. */
+static enum flow_state feed_payload(struct seal *s, const void *payload, size_t length)
+{
+	uint8_t padded[DATAGRAM_MAX] = {0}, out[DATAGRAM_MAX];
+
+	memcpy(padded, payload, length);
+	s->number++;
+	return feed(out, seal(s, padded, length < 4 ? 4 : length, out));
+}
+
+static enum flow_state feed_crypto(struct seal *s, size_t offset, size_t length)
+{
+	uint8_t out[DATAGRAM_MAX];
+
+	s->number++;
+	return feed(out, seal_crypto(s, offset, length, out));
+}
+
+/* A long ClientHello in 20 datagrams, each sent twice, in a thousand orders. */
+static void test_many_datagrams_in_random_order(void **state)
+{
+	const unsigned n = 20;
+	unsigned order[2 * 20];
+	struct seal s = client;
+	size_t piece;
+
+	build_hello(8000);
+	piece = (hello.length + n - 1) / n;
+	for (unsigned i = 0; i < n; i++) {
+		size_t offset = i * piece, left = hello.length - offset;
+
+		s.number++;
+		datagrams[i].length =
+			seal_crypto(&s, offset, left < piece ? left : piece, datagrams[i].octets);
+	}
+	srand(2);
+	for (unsigned round = 0; round < 1000; round++) {
+		bool seen[20] = {};
+		unsigned distinct = 0;
+
+		for (unsigned i = 0; i < 2 * n; i++)
+			order[i] = i % n;
+		for (unsigned i = 2 * n - 1; i > 0; i--)
+			swap(&order[i], &order[(unsigned)rand() % (i + 1)]);
+		begin_flow();
+		for (unsigned i = 0; i < 2 * n; i++) {
+			distinct += !seen[order[i]];
+			seen[order[i]] = true;
+			assert_int_equal(
+				feed(datagrams[order[i]].octets, datagrams[order[i]].length),
+				distinct == n ? FLOW_COMPLETE : FLOW_INCOMPLETE);
+		}
+		check_shop();
+		assert_int_equal(flow.packets, 2 * n);
+	}
+}
+
+static void test_connection_ids_and_tokens_of_every_length(void **state)
+{
+	uint8_t token[300] = {7}, out[DATAGRAM_MAX];
+	struct seal s = client;
+	unsigned complete = 0;
+
+	build_hello(10);
+	s.token = token;
+	for (s.dcid_length = 0; s.dcid_length <= PACKET_CID_MAX; s.dcid_length++) {
+		for (s.scid_length = 0; s.scid_length <= PACKET_CID_MAX; s.scid_length++) {
+			s.token_length = (s.dcid_length + 20u * s.scid_length) % sizeof(token);
+			s.number_length = 1 + s.scid_length % 4;
+			begin_flow();
+			feed(out, seal_crypto(&s, 0, hello.length, out));
+			check_shop();
+			complete++;
+		}
+	}
+	assert_int_equal(complete, 21 * 21);
+}
+
+/* RFC 9000 section 17.2: in versions 1 and 2 no connection ID has more than 20 octets. */
+static void test_longer_connection_ids_are_no_initials(void **state)
+{
+	uint8_t out[DATAGRAM_MAX] = {0xc0, 0, 0, 0, 1};
+
+	for (unsigned length = 21; length <= 255; length++) {
+		begin_flow();
+		out[5] = (uint8_t)length;
+		feed(out, sizeof(out));
+		assert_int_equal(flow.ignored, 1);
+		begin_flow();
+		out[5] = 0;
+		out[6] = (uint8_t)length;
+		feed(out, sizeof(out));
+		assert_int_equal(flow.ignored, 1);
+		out[6] = 0;
+	}
+}
+
+static void test_coalesced_initials(void **state)
+{
+	uint8_t out[DATAGRAM_MAX];
+	struct seal s = client;
+	size_t n = 0;
+
+	build_hello(300);
+	for (size_t offset = 0; offset < hello.length; offset += 100) {
+		size_t left = hello.length - offset;
+
+		s.number++;
+		n += seal_crypto(&s, offset, left < 100 ? left : 100, out + n);
+	}
+	assert_int_equal(s.number, 4);
+	begin_flow();
+	feed(out, n);
+	check_shop();
+	assert_int_equal(flow.packets, 4);
+
+	/* One that is damaged does not hide those behind it. */
+	out[60] ^= 1;
+	begin_flow();
+	assert_int_equal(feed(out, n), FLOW_INCOMPLETE);
+	assert_int_equal(flow.packets, 3);
+	assert_int_equal(flow.unopened, 1);
+}
+
+static void test_0rtt_in_front_and_padding_behind(void **state)
+{
+	static const uint8_t early[] = {
+		0xd0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 3, 9, 9, 9, 4, 1, 2, 3, 4};
+	uint8_t out[DATAGRAM_MAX] = {0};
+	size_t n = sizeof(early);
+
+	build_hello(10);
+	memcpy(out, early, sizeof(early));
+	n += seal_crypto(&client, 0, hello.length, out + n);
+	begin_flow();
+	feed(out, 1200);
+	check_shop();
+	assert_int_equal(flow.packets, 1);
+	assert_int_equal(flow.ignored, 0);
+	assert_true(n < 1200);
+
+	begin_flow();
+	feed(out, sizeof(early));
+	assert_int_equal(flow.ignored, 1);
+	assert_string_equal(flow.last_ignored, "the datagram has no Initial");
+}
+
+/* RFC 9000 section 12.2: what follows with another connection ID is not looked at. */
+static void test_coalesced_packets_of_another_connection(void **state)
+{
+	uint8_t out[DATAGRAM_MAX];
+	struct seal other = client;
+	size_t n;
+
+	build_hello(10);
+	other.dcid[0]++;
+	n = seal_crypto(&client, 0, 10, out);
+	n += seal_crypto(&other, 10, hello.length - 10, out + n);
+	begin_flow();
+	assert_int_equal(feed(out, n), FLOW_INCOMPLETE);
+	assert_int_equal(flow.packets, 1);
+	assert_int_equal(flow.unopened, 0);
+}
+
+static void test_no_more_than_some_packets_of_a_datagram(void **state)
+{
+	uint8_t out[DATAGRAM_MAX];
+	struct seal s = client;
+	size_t n = 0;
+
+	build_hello(10);
+	for (unsigned i = 0; i < FLOW_DATAGRAM_PACKETS + 3; i++) {
+		s.number++;
+		n += seal_crypto(&s, 5 * i, 5, out + n);
+	}
+	begin_flow();
+	assert_int_equal(feed(out, n), FLOW_INCOMPLETE);
+	assert_int_equal(flow.packets, FLOW_DATAGRAM_PACKETS);
+	assert_int_equal(crypto_stream_contiguous(&flow.stream), 5 * FLOW_DATAGRAM_PACKETS);
+}
+
+/* The same ClientHello again under keys of the Retry's connection ID, in both orders. */
+static void test_before_and_after_a_retry(void **state)
+{
+	struct seal before = client, after = client;
+	uint8_t out[2][DATAGRAM_MAX];
+	size_t n[2];
+
+	build_hello(1500);
+	after.dcid_length = 17;
+	after.dcid[3] = 0x77;
+	after.number = 2;
+	n[0] = seal_crypto(&before, 0, 900, out[0]);
+	n[1] = seal_crypto(&after, 800, hello.length - 800, out[1]);
+	for (unsigned first = 0; first < 2; first++) {
+		begin_flow();
+		assert_int_equal(feed(out[first], n[first]), FLOW_INCOMPLETE);
+		feed(out[!first], n[!first]);
+		check_shop();
+		assert_int_equal(flow.n_keys, 2);
+		assert_int_equal(flow.unopened, 0);
+	}
+}
+
+/* There are no third keys: whoever makes them is not the client. */
+static void test_keys_are_bounded(void **state)
+{
+	struct seal s = client;
+
+	build_hello(1500);
+	begin_flow();
+	feed_crypto(&s, 0, 100);
+	s.dcid[0]++;
+	feed_crypto(&s, 100, 100);
+	s.dcid[0]++;
+	assert_int_equal(feed_crypto(&s, 200, 100), FLOW_INCOMPLETE);
+	assert_int_equal(flow.packets, 2);
+	assert_int_equal(flow.unopened, 1);
+	assert_int_equal(flow.n_held, 0);
+	assert_int_equal(crypto_stream_contiguous(&flow.stream), 200);
+	/* Nor of another version. */
+	s.version = QUIC_VERSION_2;
+	assert_int_equal(feed_crypto(&s, 200, 100), FLOW_INCOMPLETE);
+	assert_int_equal(flow.packets, 2);
+	assert_int_equal(flow.unopened, 2);
+	assert_int_equal(flow.n_keys, FLOW_KEYS);
+}
+
+/* Packets to the server's connection ID wait for the keys, in the order of arrival; some of them.
+ */
+static void test_held_packets_are_bounded(void **state)
+{
+	uint8_t payload[DATAGRAM_MAX], out[DATAGRAM_MAX];
+	struct seal s = client, switched = client;
+	size_t n;
+
+	build_hello(700);
+	switched.dcid[7] = 0xff;
+	begin_flow();
+	for (unsigned i = 1; i <= FLOW_HELD_PACKETS + 2; i++) {
+		switched.number = i;
+		n = crypto_frame(100 * i, 100, payload);
+		feed(out, seal_with(&switched, s.dcid, s.dcid_length, payload, n, out));
+	}
+	assert_int_equal(flow.n_held, FLOW_HELD_PACKETS);
+	assert_int_equal(flow.unopened, FLOW_HELD_PACKETS + 2);
+	feed(out, seal_crypto(&s, 0, 100, out));
+	assert_int_equal(flow.n_held, 0);
+	assert_int_equal(flow.unopened, 2);
+	assert_int_equal(flow.packets, 1 + FLOW_HELD_PACKETS);
+	assert_int_equal(crypto_stream_contiguous(&flow.stream), 100 * (1 + FLOW_HELD_PACKETS));
+
+	/* Octets: three of 1300 fit, and what comes back from the middle is what went in. */
+	build_hello(4000);
+	begin_flow();
+	for (unsigned i = 1; i <= 4; i++) {
+		if (i == 2) {
+			feed(memset(out, 0xc1, sizeof(out)), 1200); /* no version that there is */
+			assert_int_equal(flow.ignored, 1);
+		}
+		switched.number = i;
+		n = crypto_frame(1000 * (i - 1) + 500, 1250, payload);
+		feed(out, seal_with(&switched, s.dcid, s.dcid_length, payload, n, out));
+	}
+	assert_int_equal(flow.n_held, 3);
+	feed(out, seal_crypto(&s, 0, 500, out));
+	assert_int_equal(flow.packets, 4);
+	assert_int_equal(crypto_stream_contiguous(&flow.stream), 2500 + 1250);
+}
+
+static void test_another_source_connection_id_is_ignored(void **state)
+{
+	struct seal s = client, other = client;
+
+	build_hello(100);
+	begin_flow();
+	feed_crypto(&s, 0, 20);
+	other.scid_length = 2;
+	other.number = s.number;
+	feed_crypto(&other, 20, hello.length - 20);
+	assert_int_equal(flow.ignored, 1);
+	assert_int_equal(flow.packets, 1);
+	other.scid_length = 3;
+	other.scid[2]++;
+	feed_crypto(&other, 20, hello.length - 20);
+	assert_int_equal(flow.ignored, 2);
+	assert_int_equal(feed_crypto(&s, 20, hello.length - 20), FLOW_COMPLETE);
+}
+
+static void check_malformed(const char *subject, const char *problem)
+{
+	assert_int_equal(flow.state, FLOW_MALFORMED);
+	assert_string_equal(flow.complaint.subject, subject);
+	assert_string_equal(flow.complaint.problem, problem);
+}
+
+static void test_overlaps_and_contradictions(void **state)
+{
+	struct seal s = client;
+
+	build_hello(300);
+	begin_flow();
+	feed_crypto(&s, 200, hello.length - 200);
+	feed_crypto(&s, 50, 200);
+	assert_int_equal(feed_crypto(&s, 0, 60), FLOW_COMPLETE);
+	check_shop();
+	/* An answer stays, whatever comes. */
+	hello.octets[20]++;
+	assert_int_equal(feed_crypto(&s, 0, 60), FLOW_COMPLETE);
+	check_shop();
+	assert_int_equal(flow.packets, 4);
+
+	begin_flow();
+	feed_crypto(&s, 0, 60);
+	hello.octets[59]++;
+	feed_crypto(&s, 59, 60);
+	check_malformed("a CRYPTO frame", "contradicts what another one has at the offset");
+	hello.octets[59]--;
+	assert_int_equal(feed_crypto(&s, 0, hello.length), FLOW_MALFORMED);
+}
+
+static void test_authentic_and_malformed(void **state)
+{
+	struct seal s = client;
+
+	begin_flow();
+	feed_payload(&s, "\6\0\4\2\0\0\0", 7);
+	check_malformed("the first message", "is no ClientHello");
+	begin_flow();
+	feed_payload(&s, "\1\1\1\x08", 4);
+	check_malformed("a frame", "has a type that no Initial may have");
+	assert_int_equal(flow.complaint.octet, 3);
+	begin_flow();
+	feed_payload(&s, "\x1c\0\0\0", 4);
+	check_malformed("the client", "has closed the connection");
+	begin_flow();
+	feed_payload(&s, "\6\x80\1\0\0\1a", 7);
+	check_malformed("a CRYPTO frame", "goes beyond octet 16384 of the handshake");
+}
+
+/* Of reserved bits a server says that the packet is authentic and wrong; here it does not count. */
+static void test_reserved_bits_are_ignored(void **state)
+{
+	struct seal s = client;
+
+	build_hello(10);
+	s.reserved = 1;
+	begin_flow();
+	feed_crypto(&s, 0, hello.length);
+	assert_int_equal(flow.packets, 0);
+	assert_int_equal(flow.ignored, 1);
+	assert_string_equal(flow.last_ignored, "the Initial has reserved bits set");
+}
+
+static void test_clients_that_never_finish(void **state)
+{
+	struct seal s = client;
+
+	build_hello(100);
+	begin_flow();
+	for (unsigned i = 1; i < FLOW_PACKETS_MAX; i++)
+		assert_int_equal(feed_crypto(&s, 0, 20), FLOW_INCOMPLETE);
+	feed_crypto(&s, 0, 20);
+	check_malformed("the ClientHello", "is not complete after 64 Initials");
+	assert_int_equal(flow.complaint.octet, 20);
+}
+
+static void test_datagrams_without_an_initial(void **state)
+{
+	static const struct {
+		const char *octets;
+		size_t length;
+		const char *why;
+	} others[] = {
+		{"", 0, "the datagram has no Initial"},
+		{"\x40\1\2\3\4\5\6\7\x8", 9, "the datagram has no Initial"},
+		{"\x80\0\0\0\0\0\0\0\0\0\1", 11, "the datagram has no Initial"},
+		{"\xf0\0\0\0\1\0\0\0\0\0\1", 11, "the datagram has no Initial"},
+		{"\xe0\0\0\0\1\0\0\1\0\0\1", 11, "the datagram has no Initial"},
+		{"\xc0\xff\0\0\x1d\0\0\0\1\0", 10, "the version is neither 1 nor 2"},
+		{"\xc0\x1a\x2a\x3a\x4a\0\0\0\1\0", 10, "the version is neither 1 nor 2"},
+		{"\xc0\0\0\0", 4, "the datagram ends within a header, or a length in it is wrong"},
+		{"\xc0\0\0\0\1\0\0\0\2\0", 10,
+			"the datagram ends within a header, or a length in it is wrong"},
+	};
+
+	begin_flow();
+	for (unsigned i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		assert_int_equal(
+			feed((const uint8_t *)others[i].octets, others[i].length), FLOW_INCOMPLETE);
+		assert_int_equal(flow.ignored, i + 1);
+		assert_string_equal(flow.last_ignored, others[i].why);
+	}
+	assert_int_equal(flow.packets + flow.unopened, 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_every_flow_in_every_order),
+		cmocka_unit_test(test_the_answer_comes_with_the_last_octet),
+		cmocka_unit_test(test_a_forged_tag_is_not_opened),
+		cmocka_unit_test(test_no_flipped_bit_is_authenticated),
+		cmocka_unit_test(test_cut_at_every_octet),
+		cmocka_unit_test(test_many_datagrams_in_random_order),
+		cmocka_unit_test(test_connection_ids_and_tokens_of_every_length),
+		cmocka_unit_test(test_longer_connection_ids_are_no_initials),
+		cmocka_unit_test(test_coalesced_initials),
+		cmocka_unit_test(test_0rtt_in_front_and_padding_behind),
+		cmocka_unit_test(test_coalesced_packets_of_another_connection),
+		cmocka_unit_test(test_no_more_than_some_packets_of_a_datagram),
+		cmocka_unit_test(test_before_and_after_a_retry),
+		cmocka_unit_test(test_keys_are_bounded),
+		cmocka_unit_test(test_held_packets_are_bounded),
+		cmocka_unit_test(test_another_source_connection_id_is_ignored),
+		cmocka_unit_test(test_overlaps_and_contradictions),
+		cmocka_unit_test(test_authentic_and_malformed),
+		cmocka_unit_test(test_reserved_bits_are_ignored),
+		cmocka_unit_test(test_clients_that_never_finish),
+		cmocka_unit_test(test_datagrams_without_an_initial),
+	};
+
+	return cmocka_run_group_tests_name("flow", tests, set_up, tear_down);
+}
