@@ -16,18 +16,22 @@
 
 #include "bpf/quic_header.h"
 #include "bpf/quic_lb.h"
+#include "classify/flow.h"
 #include "common/util.h"
+#include "tools/offline-initial.h"
 #include "tools/offline.h"
 
 #define EXIT_USAGE 2
 #define DATAGRAM_MAX 65535
 /* Where a short header's connection ID length is not given: that of the reference corpus. */
 #define SHORT_DCID_LENGTH 8
+#define INITIALS_MAX FLOW_PACKETS_MAX
 
 enum {
 	OPTION_OFFLINE = 0x100,
 	OPTION_PACKET,
 	OPTION_CID,
+	OPTION_INITIAL,
 	OPTION_CID_LENGTH,
 	OPTION_CONFIG_ROTATION,
 	OPTION_SERVER_ID_LENGTH,
@@ -45,6 +49,7 @@ static const struct option explain_options[] = {
 	{"offline", no_argument, NULL, OPTION_OFFLINE},
 	{"packet", required_argument, NULL, OPTION_PACKET},
 	{"cid", required_argument, NULL, OPTION_CID},
+	{"initial", required_argument, NULL, OPTION_INITIAL},
 	{"cid-length", required_argument, NULL, OPTION_CID_LENGTH},
 	{"config-rotation", required_argument, NULL, OPTION_CONFIG_ROTATION},
 	{"server-id-length", required_argument, NULL, OPTION_SERVER_ID_LENGTH},
@@ -67,6 +72,8 @@ struct arguments {
 	const char *verb;
 	const struct option *options;
 	const char *value[N_OPTIONS];
+	const char *initials[INITIALS_MAX]; /* the one option that may be given again */
+	unsigned n_initials;
 };
 
 struct octets {
@@ -119,10 +126,17 @@ static int read_arguments(
 			return usage_error(arguments, "%s needs a value", argv[optind - 1]);
 		if (c == '?')
 			return usage_error(arguments, "unknown option %s", argv[optind - 1]);
-		if (get(arguments, c))
+		if (get(arguments, c) && c != OPTION_INITIAL)
 			return usage_error(
 				arguments, "--%s is given twice", option_name(arguments, c));
 		arguments->value[c - OPTION_OFFLINE] = optarg ? optarg : "";
+		if (c != OPTION_INITIAL)
+			continue;
+		if (arguments->n_initials == INITIALS_MAX)
+			return usage_error(arguments,
+				"--initial is given more than %d times; no client needs that many",
+				INITIALS_MAX);
+		arguments->initials[arguments->n_initials++] = optarg;
 	}
 	if (optind < argc)
 		return usage_error(arguments, "unexpected argument '%s'", argv[optind]);
@@ -171,12 +185,11 @@ static int hex_digit(char c)
 	return -1;
 }
 
-/* Octets of an option; their number is from minimum to maximum. *ret_octets is the caller's to
- * free. */
-static int read_hex(const struct arguments *arguments, int option, size_t minimum, size_t maximum,
-	struct octets *ret_octets)
+/* Octets of an option, which is given as text; their number is from minimum to maximum.
+ * *ret_octets is the caller's to free. */
+static int read_hex_text(const struct arguments *arguments, int option, const char *text,
+	size_t minimum, size_t maximum, struct octets *ret_octets)
 {
-	const char *text = get(arguments, option);
 	size_t n = strlen(text) / 2;
 	_cleanup_(free_octets) struct octets octets = {.data = calloc(1, n + 1), .length = n};
 
@@ -199,6 +212,13 @@ static int read_hex(const struct arguments *arguments, int option, size_t minimu
 	ret_octets->data = take_pointer(octets.data);
 	ret_octets->length = n;
 	return 0;
+}
+
+static int read_hex(const struct arguments *arguments, int option, size_t minimum, size_t maximum,
+	struct octets *ret_octets)
+{
+	return read_hex_text(
+		arguments, option, get(arguments, option), minimum, maximum, ret_octets);
 }
 
 static int read_key(const struct arguments *arguments, struct octets *ret_key)
@@ -258,8 +278,8 @@ static int print_answer(json_t *answer)
 
 static int explain_packet(const struct arguments *arguments)
 {
-	static const int others[] = {OPTION_CID, OPTION_CONFIG_ROTATION, OPTION_SERVER_ID_LENGTH,
-		OPTION_NONCE_LENGTH, OPTION_KEY};
+	static const int others[] = {OPTION_CID, OPTION_INITIAL, OPTION_CONFIG_ROTATION,
+		OPTION_SERVER_ID_LENGTH, OPTION_NONCE_LENGTH, OPTION_KEY};
 	_cleanup_(free_octets) struct octets datagram = {};
 	unsigned cid_length = SHORT_DCID_LENGTH;
 	struct quic_packet packet;
@@ -315,6 +335,7 @@ static int explain_cid(const struct arguments *arguments)
 		if (require(arguments, needed[i]) < 0)
 			return EXIT_USAGE;
 	if (refuse(arguments, OPTION_CID_LENGTH, OPTION_CID) < 0 ||
+		refuse(arguments, OPTION_INITIAL, OPTION_CID) < 0 ||
 		read_hex(arguments, OPTION_CID, 0, 255, &cid) < 0 ||
 		read_number(arguments, OPTION_CONFIG_ROTATION, 0, QUIC_LB_ROTATION_MAX, &rotation) <
 			0 ||
@@ -335,6 +356,41 @@ static int explain_cid(const struct arguments *arguments)
 		hex_value(server_id, server_id_length), "nonce", hex_value(nonce, nonce_length)));
 }
 
+static void free_crypto(struct initial_crypto **crypto)
+{
+	initial_crypto_free(*crypto);
+}
+
+static int explain_initial(const struct arguments *arguments)
+{
+	static const int others[] = {OPTION_CID_LENGTH, OPTION_CONFIG_ROTATION,
+		OPTION_SERVER_ID_LENGTH, OPTION_NONCE_LENGTH, OPTION_KEY};
+	_cleanup_(free_crypto) struct initial_crypto *crypto = NULL;
+	_cleanup_free_ struct flow *flow = malloc(sizeof(*flow));
+	int r;
+
+	for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+		if (refuse(arguments, others[i], OPTION_INITIAL) < 0)
+			return EXIT_USAGE;
+	if (!flow)
+		return print_answer(NULL);
+	r = initial_crypto_new(&crypto);
+	if (r < 0) {
+		fprintf(stderr, "reuseportctl explain: cannot use libcrypto: %s\n", strerror(-r));
+		return EXIT_FAILURE;
+	}
+	flow_init(flow);
+	for (unsigned i = 0; i < arguments->n_initials; i++) {
+		_cleanup_(free_octets) struct octets datagram = {};
+
+		if (read_hex_text(arguments, OPTION_INITIAL, arguments->initials[i], 0,
+			    DATAGRAM_MAX, &datagram) < 0)
+			return EXIT_USAGE;
+		flow_feed(flow, crypto, datagram.data, datagram.length);
+	}
+	return print_answer(offline_initial_answer(flow));
+}
+
 int offline_explain(int argc, char **argv)
 {
 	struct arguments arguments;
@@ -346,7 +402,9 @@ int offline_explain(int argc, char **argv)
 		return explain_packet(&arguments);
 	if (get(&arguments, OPTION_CID))
 		return explain_cid(&arguments);
-	usage_error(&arguments, "--packet HEX or --cid HEX is missing");
+	if (get(&arguments, OPTION_INITIAL))
+		return explain_initial(&arguments);
+	usage_error(&arguments, "--packet HEX, --cid HEX or --initial HEX is missing");
 	return EXIT_USAGE;
 }
 

@@ -12,6 +12,7 @@
  *
  * explain --offline --packet HEX [--cid-length N]
  * explain --offline --cid HEX --config-rotation N --server-id-length N --nonce-length N [--key HEX]
+ * explain --offline --initial HEX [--initial HEX]...
  * make-cid --config-rotation N --server-id HEX --nonce HEX [--key HEX] [--no-length]
  */
 int offline_explain(int argc, char **argv);

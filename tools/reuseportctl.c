@@ -59,6 +59,8 @@ static void print_help(void)
 	     "  explain --offline --cid HEX --config-rotation N --server-id-length N\n"
 	     "          --nonce-length N [--key HEX]\n"
 	     "                               Which server a connection ID names\n"
+	     "  explain --offline --initial HEX [--initial HEX]...\n"
+	     "                               What a client asks for: server name and protocols\n"
 	     "  make-cid --config-rotation N --server-id HEX --nonce HEX [--key HEX] [--no-length]\n"
 	     "                               Make a connection ID\n\n"
 	     "WORKER is a slot number or an instance; or name it with one of\n"

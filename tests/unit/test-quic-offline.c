@@ -15,10 +15,12 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/hello-builder.h"
+#include "tests/unit/initial-seal.h"
 #include "tests/unit/vectors.h"
 #include "tools/offline.h"
 
-#define ARGUMENTS_MAX 20
+#define ARGUMENTS_MAX 140
 
 typedef int (*verb_function)(int argc, char **argv);
 
@@ -219,8 +221,190 @@ static void test_unroutable_ids_have_a_reason(void **state)
 	}
 }
 
+static json_t *explain_initials(const json_t *datagrams)
+{
+	const char *arguments[ARGUMENTS_MAX] = {"explain", "--offline"};
+	json_t *datagram;
+	size_t i, n = 2;
+
+	json_array_foreach(datagrams, i, datagram)
+	{
+		arguments[n++] = "--initial";
+		arguments[n++] = vector_string(datagram, "hex");
+	}
+	return call(0, offline_explain, arguments);
+}
+
+static void test_every_flow_of_initials_is_explained(void **state)
+{
+	json_t *root = vector_load(VECTORS "/quic-initial-vectors.json"), *vector, *wanted, *answer;
+	unsigned n = 0;
+	size_t i;
+
+	json_array_foreach(json_object_get(json_object_get(root, "synthetic"), "flows"), i, vector)
+	{
+		const json_t *datagrams = json_object_get(vector, "datagrams");
+
+		if (!vector_string(vector, "sni"))
+			continue;
+		wanted = json_pack("{s:b, s:s, s:s, s:O, s:i, s:b}", "complete", 1, "version",
+			vector_string(vector, "version"), "sni", vector_string(vector, "sni"),
+			"alpn", json_object_get(vector, "alpn"), "packets",
+			(int)json_array_size(datagrams), "authenticated", 1);
+		answer = explain_initials(datagrams);
+		assert_true(json_equal(answer, wanted));
+		json_decref(answer);
+		json_decref(wanted);
+		n++;
+	}
+	assert_int_equal(n, 10);
+	json_decref(root);
+}
+
+/* The answer to datagrams of a flow that are given by their numbers, up to -1. */
+static json_t *explain_some(const char *id, const int *numbers)
+{
+	json_t *root = vector_load(VECTORS "/quic-initial-vectors.json"), *vector;
+	json_t *some = json_array(), *answer;
+	size_t i;
+
+	json_array_foreach(json_object_get(json_object_get(root, "synthetic"), "flows"), i, vector)
+	{
+		if (strcmp(vector_string(vector, "id"), id) != 0)
+			continue;
+		for (; *numbers >= 0; numbers++)
+			json_array_append(some,
+				json_array_get(json_object_get(vector, "datagrams"), *numbers));
+	}
+	answer = explain_initials(some);
+	json_decref(some);
+	json_decref(root);
+	return answer;
+}
+
+static void check_incomplete(
+	json_t *answer, const char *missing, unsigned packets, const char *reason)
+{
+	assert_true(json_is_false(json_object_get(answer, "complete")));
+	check_string(answer, "missing", missing);
+	check_string(answer, "sni", NULL);
+	check_string(answer, "version", packets ? "0x00000001" : NULL);
+	assert_int_equal(json_array_size(json_object_get(answer, "alpn")), 0);
+	assert_int_equal(vector_number(answer, "packets"), packets);
+	assert_int_equal(json_is_true(json_object_get(answer, "authenticated")), packets > 0);
+	if (reason)
+		check_string(answer, "reason", reason);
+	assert_int_equal(json_object_size(answer), reason ? 9 : 7);
+	json_decref(answer);
+}
+
+static void test_what_is_missing_of_a_client_hello(void **state)
+{
+	static const char no_initial[] = "an Initial packet of a client that can be authenticated";
+
+	check_incomplete(explain_some("syn-2dg-inorder", (int[]){0, -1}),
+		"octets 1140-1415 of the ClientHello, which has 1416", 1, NULL);
+	check_incomplete(explain_some("syn-2dg-inorder", (int[]){1, -1}),
+		"octets 0-1139, from 1416 on of the ClientHello", 1, NULL);
+	check_incomplete(explain_some("syn-2dg-chaos", (int[]){0, -1}),
+		"octets 61-795 of the ClientHello, which has 1416", 1, NULL);
+	check_incomplete(explain_some("syn-dcid-switch", (int[]){1, -1}), no_initial, 0,
+		"the tag of the Initial does not match");
+	check_incomplete(explain_some("syn-forged-tag", (int[]){0, -1}), no_initial, 0,
+		"the tag of the Initial does not match");
+	check_incomplete(EXPLAIN(0, "--offline", "--initial", "c01a2a3a4a0000"), no_initial, 0,
+		"the version is neither 1 nor 2");
+	check_incomplete(EXPLAIN(0, "--offline", "--initial", ""), no_initial, 0,
+		"the datagram has no Initial");
+}
+
+/* Seals a payload as a client's Initial and has it explained. */
+static json_t *explain_payload(const uint8_t *payload, size_t length)
+{
+	const struct seal seal = {QUIC_VERSION_1, .dcid_length = 8, .number_length = 4};
+	uint8_t out[512 + SEAL_OVERHEAD];
+	char hex[2 * sizeof(out) + 1];
+	struct initial_crypto *crypto;
+	struct initial_keys keys;
+	size_t n;
+
+	assert_true(length <= 512);
+	assert_int_equal(initial_crypto_new(&crypto), 0);
+	assert_int_equal(
+		initial_keys_derive(crypto, seal.version, seal.dcid, 8, INITIAL_FROM_CLIENT, &keys),
+		0);
+	initial_crypto_free(crypto);
+	n = seal_initial(&seal, &keys, payload, length, out);
+	assert_true(n > 0);
+	for (size_t i = 0; i < n; i++)
+		snprintf(hex + 2 * i, 3, "%02x", out[i]);
+	return EXPLAIN(0, "--offline", "--initial", hex);
+}
+
+static void test_what_is_wrong_with_a_client_hello(void **state)
+{
+	json_t *answer = explain_payload((const uint8_t *)"\6\0\1\2", 4);
+
+	assert_true(json_is_false(json_object_get(answer, "complete")));
+	check_string(answer, "reason",
+		"the first message is no ClientHello (octet 0 of the ClientHello)");
+	assert_null(json_object_get(answer, "missing"));
+	assert_true(json_is_true(json_object_get(answer, "authenticated")));
+	assert_int_equal(vector_number(answer, "packets"), 1);
+	json_decref(answer);
+	check_incomplete(explain_payload((const uint8_t *)"\1\1\1\1", 4),
+		"the ClientHello: no packet has a CRYPTO frame", 1, NULL);
+}
+
+static void test_protocols_of_any_octets_and_ech(void **state)
+{
+	static const char protocols[] = "\0\14\2\xba\xba\2h3\5a\\b \"";
+	static struct builder built;
+	size_t list = begin_hello(&built);
+	uint8_t payload[512] = {6, 0};
+	size_t n = 2;
+	json_t *answer, *alpn;
+
+	put_extension(&built, 16, protocols, sizeof(protocols) - 1);
+	put_extension(&built, 0xfe0d, "", 0);
+	end_hello(&built, list);
+	seal_varint(payload, &n, built.length, 2);
+	memcpy(payload + n, built.octets, built.length);
+	answer = explain_payload(payload, n + built.length);
+	assert_true(json_is_true(json_object_get(answer, "complete")));
+	assert_true(json_is_true(json_object_get(answer, "ech")));
+	check_string(answer, "sni", NULL);
+	alpn = json_pack("[sss]", "\\xba\\xba", "h3", "a\\x5cb\\x20\"");
+	assert_true(json_equal(json_object_get(answer, "alpn"), alpn));
+	json_decref(alpn);
+	json_decref(answer);
+}
+
+static void test_more_initials_than_any_client_needs(void **state)
+{
+	const char *arguments[ARGUMENTS_MAX] = {"explain", "--offline"};
+
+	for (unsigned i = 0; i < 64; i++) {
+		arguments[2 + 2 * i] = "--initial";
+		arguments[3 + 2 * i] = "40";
+	}
+	json_decref(call(0, offline_explain, arguments));
+	arguments[2 + 2 * 64] = "--initial";
+	arguments[3 + 2 * 64] = "40";
+	call(2, offline_explain, arguments);
+}
+
 static void test_wrong_usage_is_told(void **state)
 {
+	EXPLAIN(2, "--offline", "--initial");
+	EXPLAIN(2, "--offline", "--initial", "4");
+	EXPLAIN(2, "--offline", "--initial", "40", "--initial", "4g");
+	EXPLAIN(2, "--offline", "--initial", "40", "--packet", "40");
+	EXPLAIN(2, "--offline", "--initial", "40", "--cid", "40");
+	EXPLAIN(2, "--offline", "--initial", "40", "--cid-length", "8");
+	EXPLAIN(2, "--offline", "--initial", "40", "--key", "00");
+	EXPLAIN(2, "--initial", "40");
+
 	EXPLAIN(2, "--offline");
 	EXPLAIN(2, "--packet", "40");
 	EXPLAIN(2, "--offline", "--packet");
@@ -255,6 +439,11 @@ int main(void)
 		cmocka_unit_test(test_every_packet_of_the_corpus_is_explained),
 		cmocka_unit_test(test_every_vector_is_made_and_explained),
 		cmocka_unit_test(test_unroutable_ids_have_a_reason),
+		cmocka_unit_test(test_every_flow_of_initials_is_explained),
+		cmocka_unit_test(test_what_is_missing_of_a_client_hello),
+		cmocka_unit_test(test_what_is_wrong_with_a_client_hello),
+		cmocka_unit_test(test_protocols_of_any_octets_and_ech),
+		cmocka_unit_test(test_more_initials_than_any_client_needs),
 		cmocka_unit_test(test_wrong_usage_is_told),
 	};
 
