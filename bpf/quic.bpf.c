@@ -94,6 +94,14 @@ struct {
 } dcid_map SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); /* registered: set before loading, a power of two */
+	__type(key, __u32);
+	__type(value, struct dcid_set);
+} dcid_cache SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1); /* nginx: set before loading */
 	__type(key, __u64);
@@ -264,6 +272,49 @@ __noinline __u32 registered_short_slot(struct group_cpu *cpu, __u32 length)
 			return slot;
 	}
 	return INDEX_NONE;
+}
+
+/*
+ * A short header in one piece, with a registered ID of the length that most have: one cache line,
+ * where the map takes two and the copy of the packet. False: it is to be looked for there.
+ */
+static __always_inline bool pass_registered(struct sk_reuseport_md *ctx)
+{
+	const __u64 *mask = quic_state.dcid_mask;
+	const __u8 *p = ctx->data;
+	__u32 slot = INDEX_NONE, i;
+	volatile __u64 *word;
+	struct group_cpu *cpu;
+	struct dcid_set *set;
+	__u64 hash;
+
+	if (p + UDP_HEADER + QUIC_WINDOW > (const __u8 *)ctx->data_end)
+		return false;
+	p += UDP_HEADER;
+	if (p[0] & 0x80)
+		return false;
+	hash = quic_hash(&quic_state.hash_key, *(const __u64 *)(p + 1) & mask[0],
+		*(const __u64 *)(p + 9) & mask[1],
+		(*(const __u32 *)(p + 17) & mask[2]) | QUIC_HASH_CID(quic_state.cid_length[0]));
+	asm volatile("" : "+r"(hash)); /* here, and not with all its parts kept until later */
+	cpu = this_cpu();
+	if (!cpu)
+		return false;
+	cpu->key = hash & settings.dcid_cache_mask;
+	set = bpf_map_lookup_elem(&dcid_cache, &cpu->key);
+	if (!set)
+		return false;
+	word = set->word;
+#pragma unroll
+	for (i = 0; i < DCID_CACHE_WAYS; i++) {
+		__u64 seen = word[i];
+
+		if ((seen ^ hash) <= CID_CACHE_SLOT) {
+			slot = seen & CID_CACHE_SLOT;
+			break;
+		}
+	}
+	return pass_to(ctx, slot);
 }
 
 static __always_inline __u32 dcid_slot(struct group_cpu *cpu, __u32 length)
@@ -652,6 +703,11 @@ __noinline int quic_lb_plain_rest(struct sk_reuseport_md *ctx)
 	return select_rest(ctx, QUIC_MODE_LB_PLAIN);
 }
 
+__noinline int registered_rest(struct sk_reuseport_md *ctx)
+{
+	return select_rest(ctx, QUIC_MODE_REGISTERED);
+}
+
 /* One of these programs is loaded. */
 
 SEC("sk_reuseport/migrate")
@@ -669,7 +725,7 @@ int quic_lb_plain(struct sk_reuseport_md *ctx)
 SEC("sk_reuseport/migrate")
 int registered(struct sk_reuseport_md *ctx)
 {
-	return select_rest(ctx, QUIC_MODE_REGISTERED);
+	return pass_registered(ctx) ? SK_PASS : registered_rest(ctx);
 }
 
 SEC("sk_reuseport/migrate")

@@ -60,7 +60,8 @@ static __always_inline int quic_begins_connection(__u32 kind)
 
 /* Read-only data, set before loading. */
 struct quic_settings {
-	__u32 cid_cache_mask; /* entries of the cache less one */
+	__u32 cid_cache_mask;  /* entries of the cache less one */
+	__u32 dcid_cache_mask; /* sets of that of registered IDs less one */
 };
 
 /* Random, one a group, so that nobody outside can choose what collides. */
@@ -78,6 +79,8 @@ struct quic_state {
 	__u8 n_cid_lengths;
 	__u8 cid_length[QUIC_CID_LENGTHS]; /* registered: lengths that a short header may have */
 	__u8 reserved[3];
+	__u64 dcid_mask[3]; /* registered: octets of an ID of cid_length[0], as quic_hash() has them
+			     */
 	struct quic_hash_key hash_key;
 	struct quic_lb_config config[QUIC_ROTATIONS];
 };
@@ -105,6 +108,17 @@ struct dcid_key {
 	__u8 octet[QUIC_CID_OCTETS]; /* zero behind its end */
 	__u8 reserved[3];
 	__u8 length;
+};
+
+/*
+ * What stands before the map of registered IDs: words as in the cache of decrypted IDs, in sets of
+ * one cache line. Written by the daemon alone. An ID for which there is no room is found in the
+ * map.
+ */
+#define DCID_CACHE_WAYS 8
+
+struct dcid_set {
+	__u64 word[DCID_CACHE_WAYS];
 };
 
 /*

@@ -44,6 +44,14 @@ static int choose_program(struct bpf_object *object, enum cid_mode mode)
 	return found ? 0 : -EINVAL;
 }
 
+/* Two places for each ID there may be: nearly all find room in their set. */
+static uint32_t n_dcid_sets(const struct listener_config *config)
+{
+	if (config->cid_mode != CID_REGISTERED)
+		return 1;
+	return MAX(config->n_flows / DCID_CACHE_WAYS, 1u) * 2;
+}
+
 int group_quic_prepare(struct bpf_object *object, const struct listener_config *config)
 {
 	struct bpf_map *map = bpf_object__find_map_by_name(object, ".rodata.settings");
@@ -56,11 +64,14 @@ int group_quic_prepare(struct bpf_object *object, const struct listener_config *
 	if (!settings || size < sizeof(*settings))
 		return -EINVAL;
 	settings->cid_cache_mask = n_cached - 1;
+	settings->dcid_cache_mask = n_dcid_sets(config) - 1;
 	result = choose_program(object, config->cid_mode);
 	if (result >= 0)
 		result = set_entries(object, "cid_cache", n_cached);
 	if (result >= 0 && config->cid_mode == CID_REGISTERED)
 		result = set_entries(object, "dcid_map", config->n_flows);
+	if (result >= 0)
+		result = set_entries(object, "dcid_cache", n_dcid_sets(config));
 	if (result >= 0 && config->cid_mode == CID_NGINX)
 		result = set_entries(object, "cookie_map", SLOT_COUNT);
 	return result;
@@ -81,6 +92,18 @@ int group_quic_new(
 		return -errno;
 	}
 	quic->state = memory;
+	if (config->cid_mode == CID_REGISTERED) {
+		quic->n_sets = n_dcid_sets(config);
+		memory = mmap(NULL, quic->n_sets * sizeof(*quic->sets), PROT_READ | PROT_WRITE,
+			MAP_SHARED, bpf_object__find_map_fd_by_name(object, "dcid_cache"), 0);
+		if (memory == MAP_FAILED) {
+			int error = -errno;
+
+			group_quic_free(quic);
+			return error;
+		}
+		quic->sets = memory;
+	}
 	quic->dcid_map = bpf_object__find_map_fd_by_name(object, "dcid_map");
 	quic->cookie_map = bpf_object__find_map_fd_by_name(object, "cookie_map");
 	quic->mode = config->cid_mode;
@@ -99,6 +122,8 @@ struct group_quic *group_quic_free(struct group_quic *quic)
 {
 	if (quic)
 		munmap(quic->state, sizeof(*quic->state));
+	if (quic && quic->sets)
+		munmap(quic->sets, quic->n_sets * sizeof(*quic->sets));
 	free(quic);
 	return NULL;
 }
@@ -147,13 +172,68 @@ static int length_index(const struct group_quic *quic, uint8_t length)
 	return -1;
 }
 
-static void forget_one(struct group_quic *quic, uint8_t length)
+static void set_length(struct group_quic *quic, int index, uint8_t length)
 {
-	int i = length_index(quic, length);
+	uint8_t octets[3 * sizeof(uint64_t)] = {0};
+	uint32_t last;
 
+	quic->state->cid_length[index] = length;
+	if (index)
+		return;
+	memset(octets, 0xff, length);
+	memcpy(quic->state->dcid_mask, octets, 2 * sizeof(uint64_t));
+	memcpy(&last, octets + 2 * sizeof(uint64_t), sizeof(last));
+	quic->state->dcid_mask[2] = last;
+}
+
+/* The word in the set of this hash that has its check, or is free when hash is 0; else NULL. */
+static __u64 *find_word(const struct group_quic *quic, uint64_t place, uint64_t hash)
+{
+	struct dcid_set *set = &quic->sets[place & (quic->n_sets - 1)];
+
+	for (size_t way = 0; way < DCID_CACHE_WAYS; way++)
+		if (hash ? (set->word[way] ^ hash) <= CID_CACHE_SLOT : set->word[way] == 0)
+			return &set->word[way];
+	return NULL;
+}
+
+static uint64_t hash_of(const struct group_quic *quic, const struct dcid_key *key)
+{
+	uint64_t word[2];
+	uint32_t last;
+
+	memcpy(word, key->octet, sizeof(word));
+	memcpy(&last, key->octet + sizeof(word), sizeof(last));
+	return quic_hash(
+		&quic->state->hash_key, word[0], word[1], last | QUIC_HASH_CID(key->length));
+}
+
+/* Two IDs that can't be told apart there, once in 2^32 pairs at most, are left to the map. */
+static void cache_one(const struct group_quic *quic, const struct dcid_key *key, uint16_t slot)
+{
+	uint64_t hash = hash_of(quic, key);
+	__u64 *word = find_word(quic, hash, hash);
+
+	if (word) {
+		__atomic_store_n(word, 0, __ATOMIC_RELAXED);
+		return;
+	}
+	word = find_word(quic, hash, 0);
+	if (word)
+		__atomic_store_n(word, (hash & ~CID_CACHE_SLOT) | slot, __ATOMIC_RELAXED);
+}
+
+static void forget_one(struct group_quic *quic, const struct dcid_key *key)
+{
+	uint64_t hash = hash_of(quic, key);
+	__u64 *word = find_word(quic, hash, hash);
+	int i = length_index(quic, key->length);
+
+	if (word)
+		__atomic_store_n(word, 0, __ATOMIC_RELAXED);
 	quic->n_cids--;
 	if (i >= 0 && --quic->n_of_length[i] == 0)
-		quic->state->cid_length[i] = 0;
+		set_length(quic, i, 0);
 }
 
 /* Deletes the entries of a hash map whose value is slot. key_size is at most that of dcid_key. */
@@ -168,7 +248,7 @@ static void delete_slot(struct group_quic *quic, int map, uint16_t slot)
 		more = bpf_map_get_next_key(map, &key, &next) == 0;
 		if (bpf_map_lookup_elem(map, &key, &value) == 0 && value == slot &&
 			bpf_map_delete_elem(map, &key) == 0 && map == quic->dcid_map)
-			forget_one(quic, key.length);
+			forget_one(quic, &key);
 		key = next;
 	}
 }
@@ -209,9 +289,10 @@ static int add_one(struct group_quic *quic, uint16_t slot, const struct protocol
 		return -EMLINK;
 	if (bpf_map_update_elem(quic->dcid_map, &key, &value, BPF_NOEXIST) < 0)
 		return errno == E2BIG ? -EDQUOT : -errno;
-	quic->state->cid_length[index] = cid->length;
+	set_length(quic, index, cid->length);
 	quic->n_of_length[index]++;
 	quic->n_cids++;
+	cache_one(quic, &key, slot);
 	return 1;
 }
 
@@ -247,7 +328,7 @@ size_t group_quic_retire_cids(
 		if (bpf_map_lookup_elem(quic->dcid_map, &key, &holder) < 0 || holder != slot ||
 			bpf_map_delete_elem(quic->dcid_map, &key) < 0)
 			continue;
-		forget_one(quic, cids[i].length);
+		forget_one(quic, &key);
 		n++;
 	}
 	return n;

@@ -18,7 +18,9 @@ struct bpf_object;
 struct group_quic {
 	struct quic_state *state; /* mapped, shared with the program */
 	int dcid_map;             /* registered */
-	int cookie_map;           /* nginx */
+	struct dcid_set *sets;    /* what stands before it: mapped, NULL in other modes */
+	size_t n_sets;
+	int cookie_map; /* nginx */
 	enum cid_mode mode;
 	uint32_t max_cids;                      /* entries of dcid_map */
 	uint32_t n_cids;                        /* of these, registered now */

@@ -387,6 +387,26 @@ def test_registered_id_means_the_worker_that_registered_it(plane):
     send()
 
 
+def test_as_many_registered_ids_as_are_allowed_are_all_found(plane):
+    """Some more than the sets of the cache before the map take; then the workers swap theirs."""
+    p = plane("registered", options="Flows=4096\n")
+    workers = scale(p, 0, 2)
+    batches = [[os.urandom(20) for _ in range(256)] for _ in range(16)]
+
+    def check(owners):
+        for i, batch in enumerate(batches):
+            where, rise = p.exchange([quic.short_packet(dcid, size=60) for dcid in batch])
+            assert where == [owners[i % 2]] * 256 and rise[BY_ID] == 256
+
+    for i, batch in enumerate(batches):
+        workers[i % 2].add_cids(batch)
+    check(workers)
+    for i, batch in enumerate(batches):
+        workers[i % 2].retire_cids(batch)
+        workers[1 - i % 2].add_cids(batch)
+    check([workers[1], workers[0]])
+
+
 def test_id_of_nginx_means_the_socket_with_that_cookie(plane):
     """20 octets of which the first eight are SO_COOKIE, big-endian."""
     p = plane("nginx")
