@@ -295,7 +295,8 @@ static int send_grant(struct client *client, uint32_t index)
 		fds[n] = group_add_socket(listener->group, listener->config, worker->slot, &step);
 		if (fds[n] < 0) {
 			result = fds[n];
-			log_warning("%s: cannot make a socket for listener %s: %s: %s",
+			log_listener(LOG_WARNING, EVENT_GRANT_FAILED, listener,
+				"%s: cannot make a socket for listener %s: %s: %s",
 				service->config->name, listener->config->name, step,
 				strerror(-result));
 			break;

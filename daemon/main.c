@@ -13,12 +13,14 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sysexits.h>
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-event.h>
 
 #include "common/util.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
+#include "daemon/inherited.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/privileges.h"
@@ -32,6 +34,8 @@ struct options {
 	char **listen;
 	size_t n_listen;
 	bool check;
+	bool refused; /* by the configuration: a status of its own, so that systemd doesn't try
+			 again */
 };
 
 static void print_help(void)
@@ -52,7 +56,8 @@ static void print_help(void)
 	       "  --check                  Check the configuration, say what is wrong, and exit\n"
 	       "  --help                   Show this\n"
 	       "  --version                Show the version\n\n"
-	       "Exit status: 0 stopped in order or configuration right, 1 failed, 2 usage.\n");
+	       "Exit status: 0 stopped in order or configuration right, 1 failed, 2 usage,\n"
+	       "78 not started because of the configuration.\n");
 }
 
 static int parse_options(struct options *options, int argc, char **argv)
@@ -197,6 +202,24 @@ static int listen_unix(const char *directory, const char *name, int type)
 	return take_fd(&fd);
 }
 
+/* The socket of a .socket unit, by its FileDescriptorName=; without one, a socket of our own. */
+static int open_door(struct inherited *inherited, const char *directory, const char *name,
+	const char *file, int type)
+{
+	_cleanup_close_ int fd = inherited_take(inherited, name);
+
+	if (fd == -ENOENT)
+		return listen_unix(directory, file, type);
+	if (sd_is_socket_unix(fd, type, 1, NULL, 0) <= 0) {
+		log_error(
+			"cannot listen on descriptor '%s' of LISTEN_FDS: it is not a listening Unix "
+			"socket of type %s; see reuseportd-%s.socket",
+			name, type == SOCK_SEQPACKET ? "SOCK_SEQPACKET" : "SOCK_STREAM", name);
+		return -EINVAL;
+	}
+	return take_fd(&fd);
+}
+
 static int make_runtime_directory(const struct options *options, const char *user)
 {
 	const struct passwd *entry;
@@ -309,17 +332,20 @@ static int print_bpf(enum libbpf_print_level level, const char *format, va_list 
 		       : 0;
 }
 
-static int open_doors(struct manager *manager, const struct options *options)
+static int open_doors(
+	struct manager *manager, const struct options *options, struct inherited *inherited)
 {
 	int worker, control, result;
 
-	worker = listen_unix(options->runtime_directory, "worker.sock", SOCK_SEQPACKET);
+	worker = open_door(
+		inherited, options->runtime_directory, "worker", "worker.sock", SOCK_SEQPACKET);
 	if (worker < 0)
 		return worker;
 	result = client_listen(manager, worker);
 	if (result < 0)
 		return result;
-	control = listen_unix(options->runtime_directory, "control.sock", SOCK_STREAM);
+	control = open_door(
+		inherited, options->runtime_directory, "control", "control.sock", SOCK_STREAM);
 	if (control < 0)
 		return control;
 	result = control_new(&manager->control, manager->event, control, manager_methods, manager);
@@ -350,7 +376,17 @@ static int watch_signals(sd_event *event, struct manager *manager)
 	return result;
 }
 
-static int run(struct options *options)
+/* Says why the daemon does not start, and leaves it in "systemctl status" as well. */
+static int refuse_to_start(const char *what, int result, const char *error)
+{
+	const char *text = error ? error : strerror(-result);
+
+	log_error("%s", text);
+	sd_notifyf(0, "STATUS=%s: %.*s", what, (int)strcspn(text, "\n"), text);
+	return result;
+}
+
+static int run(struct options *options, struct inherited *inherited)
 {
 	sd_event *event = NULL;
 	struct config *config = NULL;
@@ -360,8 +396,8 @@ static int run(struct options *options)
 
 	result = load_config(&config, &error, options);
 	if (result < 0) {
-		log_error("%s", error ? error : strerror(-result));
-		return result;
+		options->refused = !options->check && result != -ENOMEM;
+		return refuse_to_start("The configuration can't be used", result, error);
 	}
 	if (options->check) {
 		printf("%zu services, no mistake found\n", config->n_services);
@@ -383,19 +419,20 @@ static int run(struct options *options)
 	if (result >= 0)
 		result = manager_new(&manager, event, config, &error);
 	if (result < 0) {
-		log_error("%s", error ? error : strerror(-result));
 		sd_event_unref(event);
-		return result;
+		return refuse_to_start("Cannot start", result, error);
 	}
 	manager->load = load_config;
 	manager->load_data = options;
-	result = open_doors(manager, options);
+	result = open_doors(manager, options, inherited);
+	inherited_done(inherited);
 	if (result >= 0)
 		result = watch_signals(event, manager);
 	if (result >= 0) {
 		sd_event_set_watchdog(event, true);
 		sd_notify(0, "READY=1\nSTATUS=Running");
-		log_info("reuseportd %s is ready in %s", VERSION, options->runtime_directory);
+		log_entry(LOG_INFO, EVENT_READY, NULL, "reuseportd %s is ready in %s", VERSION,
+			options->runtime_directory);
 		result = sd_event_loop(event);
 		sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
 	}
@@ -407,6 +444,7 @@ static int run(struct options *options)
 int main(int argc, char **argv)
 {
 	struct options options = {.runtime_directory = "/run/reuseportd"};
+	struct inherited inherited = {0};
 	int result;
 
 	options.listen = calloc((size_t)argc, sizeof(*options.listen));
@@ -417,8 +455,14 @@ int main(int argc, char **argv)
 		free(options.listen);
 		return 2;
 	}
-	if (result > 0)
-		result = run(&options);
+	if (result > 0) {
+		result = inherited_init(&inherited);
+		if (result >= 0)
+			result = run(&options, &inherited);
+		inherited_done(&inherited);
+	}
 	free(options.listen);
+	if (options.refused)
+		return EX_CONFIG;
 	return result < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

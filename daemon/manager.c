@@ -324,10 +324,11 @@ int manager_reload_files(struct manager *manager, char **ret_error)
 	if (result >= 0)
 		result = manager_reload(manager, config, ret_error);
 	if (result < 0)
-		log_error("reload refused, all stays as it was:\n%s",
+		log_entry(LOG_ERR, EVENT_RELOAD_REFUSED, NULL,
+			"reload refused, all stays as it was:\n%s",
 			*ret_error ? *ret_error : strerror(-result));
 	else
-		log_info("configuration reloaded");
+		log_entry(LOG_INFO, EVENT_RELOADED, NULL, "configuration reloaded");
 	sd_notifyf(0, "READY=1\nSTATUS=%s",
 		result < 0 ? "Running; the last reload was refused" : "Running");
 	return result;

@@ -130,6 +130,15 @@ struct account *manager_account(struct manager *manager, uid_t uid);
 /* A free slot, marked as reserved, or -1. Round robin: a slot rests as long as possible. */
 int32_t manager_reserve_slot(struct manager *manager);
 
+/* An entry about a listener; log.h has the rest. */
+#define log_listener(priority, event, about_listener, ...)                  \
+	log_entry(priority, event,                                          \
+		&(struct log_about){                                        \
+			.service = (about_listener)->service->config->name, \
+			.listener = (about_listener)->config->name,         \
+		},                                                          \
+		__VA_ARGS__)
+
 /* CLOCK_REALTIME and CLOCK_MONOTONIC in microseconds. */
 uint64_t now_realtime(void);
 uint64_t now_monotonic(void);

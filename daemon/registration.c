@@ -94,6 +94,15 @@ int registration_new(struct registration **ret, struct service *service, struct 
 	return 0;
 }
 
+#define log_registration(registration, event, ...)                        \
+	log_entry(LOG_INFO, event,                                        \
+		&(struct log_about){                                      \
+			.service = (registration)->service->config->name, \
+			.instance = (registration)->instance,             \
+			.slot = &(registration)->workers[0].slot,         \
+		},                                                        \
+		__VA_ARGS__)
+
 static void release_sockets(struct registration *registration)
 {
 	struct service *service = registration->service;
@@ -121,7 +130,8 @@ void registration_free(struct registration *registration, const char *reason)
 		/* First out of the tables, then out of the socket map: no packet falls between. */
 		if (was_active)
 			service_update(service);
-		log_info("%s: instance %s (pid %d, slot %u%s) gone: %s", service->config->name,
+		log_registration(registration, EVENT_WORKER_GONE,
+			"%s: instance %s (pid %d, slot %u%s) gone: %s", service->config->name,
 			registration->instance, (int)registration->pid,
 			registration->workers[0].slot,
 			registration->n_workers > 1 ? " and more" : "", reason);
@@ -202,7 +212,8 @@ void registration_ready(struct registration *registration)
 	if (!n)
 		return;
 	service_update(registration->service);
-	log_info("%s: instance %s (pid %d, %u slots) active", registration->service->config->name,
+	log_registration(registration, EVENT_WORKER_ACTIVE,
+		"%s: instance %s (pid %d, %u slots) active", registration->service->config->name,
 		registration->instance, (int)registration->pid, n);
 	drain_predecessors(registration);
 }
@@ -226,7 +237,8 @@ unsigned registration_drain(
 	if (!n)
 		return 0;
 	service_update(service);
-	log_info("%s: instance %s (pid %d, %u slots) draining", service->config->name,
+	log_registration(registration, EVENT_WORKER_DRAINING,
+		"%s: instance %s (pid %d, %u slots) draining", service->config->name,
 		registration->instance, (int)registration->pid, n);
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		if (registration->workers[i].state != WORKER_DRAINING)

@@ -85,8 +85,9 @@ static int rotate(struct listener *listener, char **ret_error)
 					  : "");
 	listener->last_registration[before] = listener->service->manager->next_registration;
 	group_quic_set_keys(listener->group->quic, listener->keys);
-	log_info("%s: listener %s: key rotated, connection IDs are made under rotation %u from now "
-		 "on",
+	log_listener(LOG_INFO, EVENT_KEY_ROTATED, listener,
+		"%s: listener %s: key rotated, connection IDs are made under rotation %u from now "
+		"on",
 		listener->service->config->name, listener->config->name, listener->keys->current);
 	tell_workers(listener);
 	return 0;
@@ -148,7 +149,8 @@ static void retire(struct listener *listener, uint8_t rotation)
 	int result = keys_retire(listener->keys, rotation);
 
 	group_quic_set_keys(listener->group->quic, listener->keys);
-	log_info("%s: listener %s: the key of rotation %u is gone with the last worker that had it",
+	log_listener(LOG_INFO, EVENT_KEY_RETIRED, listener,
+		"%s: listener %s: the key of rotation %u is gone with the last worker that had it",
 		listener->service->config->name, listener->config->name, rotation);
 	if (result < 0)
 		log_warning(
@@ -207,7 +209,8 @@ void listener_commit_keys(struct listener *listener)
 		listener->last_registration[i] = listener->service->manager->next_registration;
 	if (current)
 		return;
-	log_info("%s: listener %s: connection IDs are made under rotation %u from now on",
+	log_listener(LOG_INFO, EVENT_KEY_ROTATED, listener,
+		"%s: listener %s: connection IDs are made under rotation %u from now on",
 		listener->service->config->name, listener->config->name, keys->current);
 	tell_workers(listener);
 }

@@ -162,7 +162,10 @@ void service_commit(struct service *service, struct service_config *config, stru
 			listener_commit_keys(listener);
 			continue;
 		}
-		log_info("%s: listener %s (%s://%s) closed", config->name, listener->config->name,
+		log_entry(LOG_INFO, EVENT_LISTENER_CLOSED,
+			&(struct log_about){
+				.service = config->name, .listener = listener->config->name},
+			"%s: listener %s (%s://%s) closed", config->name, listener->config->name,
 			transport_name(listener->config->transport),
 			listener->config->address_text);
 		group_refuse(listener->group);
@@ -177,7 +180,10 @@ void service_commit(struct service *service, struct service_config *config, stru
 		index = free_index(service);
 		fresh[i]->index = (uint32_t)index;
 		service->listeners[index] = fresh[i];
-		log_info("%s: listener %s open on %s://%s", config->name, fresh[i]->config->name,
+		log_entry(LOG_INFO, EVENT_LISTENER_OPEN,
+			&(struct log_about){
+				.service = config->name, .listener = fresh[i]->config->name},
+			"%s: listener %s open on %s://%s", config->name, fresh[i]->config->name,
 			transport_name(fresh[i]->config->transport),
 			fresh[i]->config->address_text);
 	}
@@ -231,7 +237,9 @@ void service_remove(struct service *service)
 			group_refuse(service->listeners[i]->group);
 			service->listeners[i] = listener_free(service->listeners[i]);
 		}
-	log_info("%s: removed from the configuration", service->config->name);
+	log_entry(LOG_INFO, EVENT_SERVICE_REMOVED,
+		&(struct log_about){.service = service->config->name},
+		"%s: removed from the configuration", service->config->name);
 	for (struct registration *r = service->registrations, *next; r; r = next) {
 		next = r->next;
 		registration_drain(r, -1, PROTOCOL_DRAIN_RELOAD);
@@ -303,8 +311,9 @@ static void update_listener(struct listener *listener, struct maglev_member *mem
 		result = group_make_standby(
 			listener->group, listener->config, (uint16_t)service->reserved_slot, &step);
 	if (result < 0)
-		log_warning("%s: listener %s: %s: %s; tried again every second",
-			service->config->name, listener->config->name, step, strerror(-result));
+		log_listener(LOG_WARNING, EVENT_LISTENER_TROUBLE, listener,
+			"%s: listener %s: %s: %s; tried again every second", service->config->name,
+			listener->config->name, step, strerror(-result));
 }
 
 void service_update(struct service *service)

@@ -34,6 +34,8 @@ INSTALLED = (
     "usr/bin/reuseport-run",
     "usr/include/reuseport.h",
     "usr/lib/sysusers.d/reuseportd.conf",
+    "usr/lib/systemd/catalog/reuseportd.catalog",
+    "usr/share/doc/reuseportd/examples/reuseport-example@.service",
     "usr/share/man/man8/reuseportd.8",
     "usr/share/man/man5/reuseportd.conf.5",
     "usr/share/doc/reuseportd/README.md",
@@ -170,7 +172,8 @@ class Tests:
             return
         # Says itself what is wrong; the tests that need its tree are then skipped, with that reason.
         if os.geteuid() == 0:
-            run([ROOT / "scripts" / "test-host"], 900, quiet=False)
+            for tree in ("trixie", "systemd-bookworm", "systemd-trixie"):
+                run([ROOT / "scripts" / "test-host", tree], 900, quiet=False)
         with tempfile.TemporaryDirectory() as temporary:
             report = pathlib.Path(temporary) / "report.xml"
             status = run(["/usr/bin/python3", "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rsfE",
@@ -215,9 +218,10 @@ class Tests:
                 if not (pathlib.Path(destination) / path).exists():
                     print(f"not installed: /{path}")
                     good = False
-            if not list(pathlib.Path(destination).rglob("reuseportd.service")):
-                print("not installed: reuseportd.service")
-                good = False
+            for unit in ("reuseportd.service", "reuseportd-worker.socket", "reuseportd-control.socket"):
+                if not list(pathlib.Path(destination).rglob(unit)):
+                    print(f"not installed: {unit}")
+                    good = False
         self.results.one("installation", good)
 
 
