@@ -334,6 +334,27 @@ static __always_inline __u32 cookie_slot(struct quic_room *room)
 	return slot ? *slot : INDEX_NONE;
 }
 
+/* A short header in one piece. False: the cookie is nobody's, or it is to be looked at otherwise.
+ */
+static __always_inline bool pass_nginx(struct sk_reuseport_md *ctx)
+{
+	const __u8 *p = ctx->data;
+	struct group_cpu *cpu;
+	__u64 cookie;
+	__u32 *slot;
+
+	if (p + UDP_HEADER + QUIC_WINDOW > (const __u8 *)ctx->data_end || p[UDP_HEADER] & 0x80)
+		return false;
+	cookie = quic_lb_load64(p + UDP_HEADER + 1);
+	asm volatile("" : "+r"(cookie));
+	cpu = this_cpu();
+	if (!cpu)
+		return false;
+	room_of(cpu)->address[0] = cookie;
+	slot = bpf_map_lookup_elem(&cookie_map, &room_of(again(cpu))->address[0]);
+	return slot && pass_to(ctx, *slot);
+}
+
 /* ---- IDs that name nobody ---- */
 
 static __always_inline int drop_invalid(struct sk_reuseport_md *ctx)
@@ -708,6 +729,11 @@ __noinline int registered_rest(struct sk_reuseport_md *ctx)
 	return select_rest(ctx, QUIC_MODE_REGISTERED);
 }
 
+__noinline int nginx_rest(struct sk_reuseport_md *ctx)
+{
+	return select_rest(ctx, QUIC_MODE_NGINX);
+}
+
 /* One of these programs is loaded. */
 
 SEC("sk_reuseport/migrate")
@@ -731,7 +757,7 @@ int registered(struct sk_reuseport_md *ctx)
 SEC("sk_reuseport/migrate")
 int nginx(struct sk_reuseport_md *ctx)
 {
-	return select_rest(ctx, QUIC_MODE_NGINX);
+	return pass_nginx(ctx) ? SK_PASS : nginx_rest(ctx);
 }
 
 SEC("sk_reuseport/migrate")
