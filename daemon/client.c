@@ -35,7 +35,9 @@ struct client {
 	uint32_t sequence;           /* of the request that GRANTs answer */
 	uint64_t answer_before_usec; /* CLOCK_MONOTONIC, 0: nothing is awaited */
 	bool keys_untold;            /* KEYS_ROTATED waits until it reads */
-	struct message message;      /* the one being handled; here because it is large */
+	struct account *account;
+	struct turn turn;       /* while its user has to wait, it is not read from */
+	struct message message; /* the one being handled; here because it is large */
 };
 
 static void await_answer(struct client *client)
@@ -59,7 +61,8 @@ struct client *client_free(struct client *client)
 		if (!registration->acked || registration->workers[0].state == WORKER_JOINING)
 			registration_free(registration, "its connection ended before it was ready");
 	}
-	manager_account(client->manager, client->peer.uid)->n_connections--;
+	client->account->n_connections--;
+	turn_cancel(&client->turn);
 	sd_event_source_disable_unref(client->source);
 	close_fd(&client->socket);
 	peer_done(&client->peer);
@@ -350,7 +353,7 @@ static int check_register(
 {
 	struct manager *manager = client->manager;
 	struct service *service = manager_find_service(manager, request->service);
-	struct account *account = manager_account(manager, client->peer.uid);
+	struct account *account = client->account;
 	uint32_t n = le32toh(request->n_workers), taken = 0;
 
 	if (client->registration)
@@ -412,7 +415,7 @@ static int handle_register(struct client *client)
 		return refuse(client, -result, "cannot register with service '%s': %s",
 			request.service, reason);
 	registration->uid = client->peer.uid;
-	manager_account(client->manager, client->peer.uid)->n_slots += registration->n_workers;
+	client->account->n_slots += registration->n_workers;
 	client->registration = registration;
 	client->sequence = client->message.header.sequence;
 	result = registration_set_process(registration, client->peer.pid, take_fd(&pidfd));
@@ -445,6 +448,9 @@ static int take_process(struct client *client)
 	if (result < 0)
 		return refuse(client, EBADF, "the descriptor of the ACK is not a pidfd");
 	result = pid_to_uid(pid, &uid);
+	/* What was read may be of another process, when that one has ended meanwhile. */
+	if (result >= 0)
+		result = pidfd_to_pid(message->fds[0], &pid);
 	if (client->peer.uid != 0 && (result < 0 || uid != client->peer.uid))
 		return refuse(client, EPERM, "process %d is not one of user %u", (int)pid,
 			client->peer.uid);
@@ -537,6 +543,11 @@ static int refuse_cid(
 		return refuse(client, EDQUOT,
 			"CID_ADD: listener %s has %u connection IDs of %u (Flows=); none was added",
 			listener->config->name, quic->n_cids, quic->max_cids);
+	case -ENOSPC:
+		return refuse(client, EDQUOT,
+			"CID_ADD: one worker may have half of the connection IDs of listener %s, "
+			"%u of %u (Flows=); none was added",
+			listener->config->name, quic->max_cids / 2, quic->max_cids);
 	case -EMLINK:
 		return refuse(client, EMLINK,
 			"CID_ADD: connection ID %zu has a length that listener %s does not know, "
@@ -549,6 +560,20 @@ static int refuse_cid(
 	default:
 		return refuse(client, -error, "CID_ADD: %s; none was added", strerror(-error));
 	}
+}
+
+/* 1: the user may have n more; they all count, also those that it has already. */
+static int check_cids(struct client *client, uint16_t n)
+{
+	const struct manager *manager = client->manager;
+	uint32_t n_cids = manager_count_cids(manager, client->registration->uid);
+
+	if (n_cids + n <= manager->config->max_cids)
+		return 1;
+	return refuse(client, EDQUOT,
+		"CID_ADD: user %u has %u connection IDs of %u (MaxConnectionIDsPerUser=); none was "
+		"added",
+		client->registration->uid, n_cids, manager->config->max_cids);
 }
 
 static int handle_cids(struct client *client, uint16_t type)
@@ -578,13 +603,17 @@ static int handle_cids(struct client *client, uint16_t type)
 		return refuse(client, EOPNOTSUPP,
 			"%s: listener %s has ConnectionID=%s, not registered", name,
 			listener->config->name, cid_mode_name(listener->config->cid_mode));
-	if (type == PROTOCOL_CID_ADD)
+	if (type == PROTOCOL_CID_ADD) {
+		result = check_cids(client, n);
+		if (result != 1)
+			return result;
 		result = group_quic_add_cids(listener->group->quic,
 			registration->workers[worker].slot, message_cids(&client->message), n,
 			&failed);
-	else
+	} else {
 		group_quic_retire_cids(listener->group->quic, registration->workers[worker].slot,
 			message_cids(&client->message), n);
+	}
 	if (result < 0)
 		return refuse_cid(client, listener, result, failed);
 	return send_ok(client, client->message.header.sequence);
@@ -620,35 +649,63 @@ static int handle_message(struct client *client)
 	}
 }
 
-static int on_readable(sd_event_source *source, int fd, uint32_t events, void *user_data)
+/* Tables are filled, sockets made, and lines written to the log. */
+static unsigned price_of(uint16_t type)
 {
-	struct client *client = user_data;
+	return type == PROTOCOL_REGISTER ? 20 : 1;
+}
+
+/* Takes one message; may free the client. */
+static void receive_one(struct client *client)
+{
+	const uint64_t started = now_monotonic();
+	struct account *account = client->account;
 	const char *reason = "";
+	unsigned price = 1;
 	int result;
 
-	if (events & EPOLLOUT)
-		client_send_keys(client);
 	result = message_receive(client->socket, &client->message, &reason);
 	if (result == -EAGAIN)
-		return 0;
+		return;
 	if (result == -EBADMSG) {
 		refuse(client, EBADMSG, "%s", reason);
 		client_goodbye(client, EBADMSG, reason);
-		return 0;
-	}
-	if (result <= 0) {
+	} else if (result <= 0) {
 		client_free(client);
-		return 0;
+	} else {
+		price = price_of(client->message.header.type);
+		result = handle_message(client);
+		message_done(&client->message);
+		if (result < 0) /* the client does not read, or has gone */
+			client_free(client);
 	}
-	result = handle_message(client);
-	message_done(&client->message);
-	if (result < 0) /* the client does not read, or has gone */
-		client_free(client);
+	account_charge(account, started, price);
+}
+
+static void on_turn(struct turn *turn)
+{
+	struct client *client = (struct client *)((char *)turn - offsetof(struct client, turn));
+
+	sd_event_source_set_enabled(client->source, SD_EVENT_ON);
+	receive_one(client);
+}
+
+static int on_readable(sd_event_source *source, int fd, uint32_t events, void *user_data)
+{
+	struct client *client = user_data;
+
+	if (events & EPOLLOUT)
+		client_send_keys(client);
+	if (account_may(client->account, &client->turn))
+		receive_one(client);
+	else
+		sd_event_source_set_enabled(client->source, SD_EVENT_OFF);
 	return 0;
 }
 
 static int client_new(struct manager *manager, int socket)
 {
+	const uint64_t started = now_monotonic();
 	const int one = 1;
 	struct client *client = calloc(1, sizeof(*client));
 	int result;
@@ -670,12 +727,14 @@ static int client_new(struct manager *manager, int socket)
 		return result;
 	}
 	setsockopt(socket, SOL_SOCKET, SO_PASSCRED, &one, sizeof(one));
-	manager_account(manager, client->peer.uid)->n_connections++;
+	client->turn.resume = on_turn;
+	client->account = manager_account(manager, client->peer.uid);
+	client->account->n_connections++;
 	client->next = manager->clients;
 	manager->clients = client;
 	await_answer(client);
-	if (manager_account(manager, client->peer.uid)->n_connections >
-		manager->config->max_connections)
+	account_charge(client->account, started, 1);
+	if (client->account->n_connections > manager->config->max_connections)
 		client_goodbye(client, EDQUOT,
 			"this user has too many connections (MaxConnectionsPerUser=)");
 	return 0;
@@ -720,7 +779,9 @@ void clients_tick(struct manager *manager)
 		next = client->next;
 		if (client->keys_untold)
 			client_send_keys(client);
-		if (client->answer_before_usec && now >= client->answer_before_usec)
+		/* Who has to wait for its turn can't answer. */
+		if (client->answer_before_usec && now >= client->answer_before_usec &&
+			!client->turn.account)
 			client_goodbye(client, ETIMEDOUT,
 				client->greeted ? "no ACK came in time (AnswerTimeoutSec=)"
 						: "no HELLO came in time (AnswerTimeoutSec=)");

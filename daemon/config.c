@@ -109,7 +109,9 @@ int config_new(struct config **ret)
 	config->status_group = (gid_t)-1;
 	config->admin_group = (gid_t)-1;
 	config->max_connections = 512;
-	config->max_slots = 4096;
+	config->max_slots = 2048;
+	config->max_cids = 1 << 20;
+	config->max_messages = 10000;
 	config->answer_timeout_usec = 10 * USEC_PER_SEC;
 	*ret = config;
 	return 0;

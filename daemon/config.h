@@ -77,7 +77,9 @@ struct config {
 	uint16_t host_id;         /* HostID=, default 0 */
 	unsigned max_connections; /* MaxConnectionsPerUser=, worker and control connections, default
 				     512 */
-	unsigned max_slots;       /* MaxSlotsPerUser=, default 4096 */
+	unsigned max_slots;       /* MaxSlotsPerUser=, default 2048, half of what there is */
+	unsigned max_cids;        /* MaxConnectionIDsPerUser=, registered, default 1048576 */
+	unsigned max_messages;    /* MessagesPerSecondPerUser=, default 10000 */
 	uint64_t answer_timeout_usec; /* AnswerTimeoutSec=, for ACK, default 10 s */
 	/* StateDirectory=, default $STATE_DIRECTORY or /var/lib/reuseportd. NULL: there is none. */
 	char *state_directory;

@@ -2,7 +2,9 @@
 /*
  * The Varlink server. A connection costs what it has sent and not yet finished (CALL_OCTETS at
  * most) and what it was answered and has not yet read (REPLY_OCTETS at most; beyond that it is
- * closed). One that sends what is no Varlink call is closed as well: there is nothing to answer to.
+ * closed), all those of a user USER_OCTETS at most, and neither half a call nor an unread answer
+ * stays for long. One that sends what is no Varlink call is closed as well: there is nothing to
+ * answer to. A connection has one call answered, then the others have their turn.
  */
 #include "daemon/control.h"
 
@@ -10,14 +12,17 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "common/util.h"
 #include "control-interface.h"
+#include "daemon/account.h"
 #include "daemon/peer.h"
 #include "proto/varlink.h"
 
 #define CALL_OCTETS (1024 * 1024)
 #define REPLY_OCTETS (8 * 1024 * 1024)
+#define USER_OCTETS (32 * 1024 * 1024) /* of all connections of one user */
 
 #define ACCEPT_TURNS 500 /* in 100 ms, of 16 connections each */
 
@@ -44,6 +49,10 @@ struct connection {
 	struct varlink_buffer input;
 	char *output;
 	size_t output_length;
+	uint64_t waits_since_usec; /* for the client: half a call, or an answer unread; 0: not */
+	struct account *account;   /* NULL: nobody counts */
+	size_t n_octets;           /* that are in the account */
+	struct turn turn;
 };
 
 struct control {
@@ -54,6 +63,7 @@ struct control {
 	void *user_data;
 	gid_t status_group, admin_group;
 	unsigned max_connections;
+	struct accounts *accounts; /* NULL: nobody counts */
 	struct connection *connections;
 };
 
@@ -64,6 +74,9 @@ static void connection_free(struct connection *connection)
 	while (*link != connection)
 		link = &(*link)->next;
 	*link = connection->next;
+	turn_cancel(&connection->turn);
+	if (connection->account)
+		connection->account->n_octets -= connection->n_octets;
 	sd_event_source_disable_unref(connection->source);
 	close_fd(&connection->socket);
 	peer_done(&connection->peer);
@@ -72,7 +85,28 @@ static void connection_free(struct connection *connection)
 	free(connection);
 }
 
-/* Sends what is left to send; waits for the client to read when it does not. */
+/* What it holds goes to its user's account; one that holds too much is not worth keeping. */
+static int count_octets(struct connection *connection)
+{
+	struct account *account = connection->account;
+	size_t n = connection->input.allocated + connection->output_length;
+
+	if (!account)
+		return 0;
+	account->n_octets += n - connection->n_octets;
+	connection->n_octets = n;
+	return account->uid != 0 && account->n_octets > USER_OCTETS ? -ENOBUFS : 0;
+}
+
+static uint64_t now_usec(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (uint64_t)time.tv_sec * USEC_PER_SEC + (uint64_t)time.tv_nsec / NSEC_PER_USEC;
+}
+
+/* Sends what is left to send, as far as the client reads. */
 static int flush(struct connection *connection)
 {
 	while (connection->output_length) {
@@ -86,9 +120,7 @@ static int flush(struct connection *connection)
 		connection->output_length -= (size_t)n;
 		memmove(connection->output, connection->output + n, connection->output_length);
 	}
-	/* Calls are taken only when the answers before them are out: that bounds the output. */
-	return sd_event_source_set_io_events(
-		connection->source, connection->output_length ? EPOLLOUT : EPOLLIN);
+	return 0;
 }
 
 static int reply(struct connection *connection, const char *error, json_t *parameters)
@@ -235,47 +267,95 @@ static int handle(struct connection *connection, const json_t *message)
 	return result;
 }
 
-static int take_calls(struct connection *connection)
+/*
+ * Answers one call, of what has come already or comes now. 1: there may be more, which has its turn
+ * when others had theirs; 0: the client has to read or to send.
+ */
+static int take_call(struct connection *connection)
 {
 	json_t *message;
+	int result = varlink_next(&connection->input, &message, NULL);
+
+	if (result == 0) {
+		result = varlink_fill(&connection->input, connection->socket, CALL_OCTETS);
+		if (result <= 0)
+			return result == -EAGAIN ? 0 : result < 0 ? result : -ECONNRESET;
+		result = varlink_next(&connection->input, &message, NULL);
+	}
+	if (result <= 0)
+		return result;
+	result = handle(connection, message);
+	json_decref(message);
+	return result < 0 ? result : 1;
+}
+
+/* Waits for what comes next: room to write, more to read, or, with both, no time at all. */
+static int await(struct connection *connection, bool more)
+{
+	bool half = connection->input.length > connection->input.consumed;
+	uint32_t events = more ? EPOLLIN | EPOLLOUT : EPOLLIN;
+
+	if (!connection->output_length && (more || !half))
+		connection->waits_since_usec = 0;
+	else if (!connection->waits_since_usec)
+		connection->waits_since_usec = now_usec();
+	/* Calls are taken only when the answers before them are out: that bounds the output. */
+	return sd_event_source_set_io_events(
+		connection->source, connection->output_length ? EPOLLOUT : events);
+}
+
+/* Does one thing for the connection, which may end it. */
+static void serve(struct connection *connection)
+{
+	struct account *account = connection->account;
+	const uint64_t started = now_usec();
+	bool more = connection->output_length > 0;
 	int result = 0;
 
-	while (!connection->output_length) {
-		result = varlink_next(&connection->input, &message, NULL);
-		if (result <= 0)
-			return result;
-		result = handle(connection, message);
-		json_decref(message);
-		if (result < 0)
-			return result;
-		result = flush(connection);
-		if (result < 0)
-			return result;
+	if (!more) {
+		result = take_call(connection);
+		more = result > 0;
 	}
-	return 0;
+	if (result >= 0)
+		result = flush(connection);
+	if (result >= 0)
+		result = count_octets(connection);
+	if (result >= 0)
+		result = await(connection, more);
+	if (result < 0)
+		connection_free(connection);
+	if (account)
+		account_charge(account, started, 1);
+}
+
+static void on_turn(struct turn *turn)
+{
+	struct connection *connection =
+		(struct connection *)((char *)turn - offsetof(struct connection, turn));
+
+	sd_event_source_set_enabled(connection->source, SD_EVENT_ON);
+	serve(connection);
 }
 
 static int on_io(sd_event_source *source, int fd, uint32_t events, void *user_data)
 {
 	struct connection *connection = user_data;
-	int result = 0;
 
-	if (connection->output_length) {
-		result = flush(connection);
-		if (result >= 0)
-			result = take_calls(connection);
-	} else {
-		result = varlink_fill(&connection->input, fd, CALL_OCTETS);
-		if (result > 0)
-			result = take_calls(connection);
-		else if (result == 0)
-			result = -ECONNRESET;
-		else if (result == -EAGAIN)
-			result = 0;
-	}
-	if (result < 0)
-		connection_free(connection);
+	if (!connection->account || account_may(connection->account, &connection->turn))
+		serve(connection);
+	else
+		sd_event_source_set_enabled(connection->source, SD_EVENT_OFF);
 	return 0;
+}
+
+/* Instead of an answer to its first call. */
+static void refuse_connection(int socket)
+{
+	static const char text[] = "{\"error\":\"" INTERFACE
+				   ".Failed\",\"parameters\":{\"message\":\"this user has too "
+				   "many connections (MaxConnectionsPerUser=)\",\"errno\":122}}";
+
+	send(socket, text, sizeof(text), MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 static unsigned count_of_user(const struct control *control, uid_t uid)
@@ -285,6 +365,24 @@ static unsigned count_of_user(const struct control *control, uid_t uid)
 	for (const struct connection *c = control->connections; c; c = c->next)
 		n += c->peer.uid == uid;
 	return n;
+}
+
+static int admit(struct connection *connection)
+{
+	struct control *control = connection->control;
+	int result = peer_of_socket(&connection->peer, connection->socket);
+
+	if (result < 0)
+		return result;
+	if (count_of_user(control, connection->peer.uid) > control->max_connections) {
+		refuse_connection(connection->socket);
+		return -EDQUOT;
+	}
+	if (control->accounts)
+		connection->account = accounts_get(control->accounts, connection->peer.uid);
+	connection->turn.resume = on_turn;
+	return sd_event_add_io(control->event, &connection->source, connection->socket, EPOLLIN,
+		on_io, connection);
 }
 
 static void add_connection(struct control *control, int socket)
@@ -300,10 +398,7 @@ static void add_connection(struct control *control, int socket)
 	connection->peer.pidfd = -1;
 	connection->next = control->connections;
 	control->connections = connection;
-	if (peer_of_socket(&connection->peer, socket) < 0 ||
-		count_of_user(control, connection->peer.uid) > control->max_connections ||
-		sd_event_add_io(control->event, &connection->source, socket, EPOLLIN, on_io,
-			connection) < 0)
+	if (admit(connection) < 0)
 		connection_free(connection);
 }
 
@@ -371,4 +466,22 @@ void control_set_groups(struct control *control, gid_t status_group, gid_t admin
 void control_set_max_connections(struct control *control, unsigned max_connections)
 {
 	control->max_connections = max_connections;
+}
+
+void control_set_accounts(struct control *control, struct accounts *accounts)
+{
+	control->accounts = accounts;
+}
+
+void control_tick(struct control *control, uint64_t timeout_usec)
+{
+	uint64_t now = now_usec();
+
+	for (struct connection *c = control->connections, *next; c; c = next) {
+		next = c->next;
+		/* Who has to wait for its turn can do nothing for it. */
+		if (c->waits_since_usec && !c->turn.account &&
+			now - c->waits_since_usec >= timeout_usec)
+			connection_free(c);
+	}
 }

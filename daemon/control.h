@@ -12,6 +12,7 @@
 #include <jansson.h>
 #include <systemd/sd-event.h>
 
+struct accounts;
 struct control;
 
 /*
@@ -38,3 +39,7 @@ struct control *control_free(struct control *control);
 void control_set_groups(struct control *control, gid_t status_group, gid_t admin_group);
 /* Connections of one uid at the same time. */
 void control_set_max_connections(struct control *control, unsigned max_connections);
+/* From the next connection on, users are slowed and their buffers bounded. NULL: nobody is. */
+void control_set_accounts(struct control *control, struct accounts *accounts);
+/* Ends connections that left a call unfinished, or an answer unread, for so long. */
+void control_tick(struct control *control, uint64_t timeout_usec);

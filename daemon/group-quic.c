@@ -223,7 +223,7 @@ static void cache_one(const struct group_quic *quic, const struct dcid_key *key,
 		__atomic_store_n(word, (hash & ~CID_CACHE_SLOT) | slot, __ATOMIC_RELAXED);
 }
 
-static void forget_one(struct group_quic *quic, const struct dcid_key *key)
+static void forget_one(struct group_quic *quic, uint16_t slot, const struct dcid_key *key)
 {
 	uint64_t hash = hash_of(quic, key);
 	__u64 *word = find_word(quic, hash, hash);
@@ -232,6 +232,7 @@ static void forget_one(struct group_quic *quic, const struct dcid_key *key)
 	if (word)
 		__atomic_store_n(word, 0, __ATOMIC_RELAXED);
 	quic->n_cids--;
+	quic->n_of_slot[slot]--;
 	if (i >= 0 && --quic->n_of_length[i] == 0)
 		set_length(quic, i, 0);
 }
@@ -248,7 +249,7 @@ static void delete_slot(struct group_quic *quic, int map, uint16_t slot)
 		more = bpf_map_get_next_key(map, &key, &next) == 0;
 		if (bpf_map_lookup_elem(map, &key, &value) == 0 && value == slot &&
 			bpf_map_delete_elem(map, &key) == 0 && map == quic->dcid_map)
-			forget_one(quic, &key);
+			forget_one(quic, slot, &key);
 		key = next;
 	}
 }
@@ -282,6 +283,8 @@ static int add_one(struct group_quic *quic, uint16_t slot, const struct protocol
 		return holder == slot ? 0 : -EEXIST;
 	if (quic->n_cids >= quic->max_cids)
 		return -EDQUOT;
+	if (quic->n_of_slot[slot] >= quic->max_cids / 2)
+		return -ENOSPC;
 	index = length_index(quic, cid->length);
 	if (index < 0)
 		index = length_index(quic, 0);
@@ -293,6 +296,7 @@ static int add_one(struct group_quic *quic, uint16_t slot, const struct protocol
 	quic->n_of_length[index]++;
 	quic->n_cids++;
 	cache_one(quic, &key, slot);
+	quic->n_of_slot[slot]++;
 	return 1;
 }
 
@@ -328,7 +332,7 @@ size_t group_quic_retire_cids(
 		if (bpf_map_lookup_elem(quic->dcid_map, &key, &holder) < 0 || holder != slot ||
 			bpf_map_delete_elem(quic->dcid_map, &key) < 0)
 			continue;
-		forget_one(quic, &key);
+		forget_one(quic, slot, &key);
 		n++;
 	}
 	return n;

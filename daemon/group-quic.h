@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "bpf/layout.h"
 #include "bpf/quic_layout.h"
 #include "daemon/config.h"
 #include "daemon/keys.h"
@@ -25,6 +26,7 @@ struct group_quic {
 	uint32_t max_cids;                      /* entries of dcid_map */
 	uint32_t n_cids;                        /* of these, registered now */
 	uint32_t n_of_length[QUIC_CID_LENGTHS]; /* by the index of state->cid_length */
+	uint32_t n_of_slot[SLOT_COUNT];         /* of n_cids */
 };
 
 /* Sets sizes and mode before the object is loaded. */
@@ -45,7 +47,8 @@ void group_quic_remove_slot(struct group_quic *quic, uint16_t slot);
 
 /*
  * Registers IDs for a slot, all or none. One that it has already is no error. -EEXIST: another
- * slot has one of them; -EDQUOT: the map is full (Flows=); -EINVAL: a length of 0 or above 20;
+ * slot has one of them; -EDQUOT: the map is full (Flows=); -ENOSPC: the slot has half of the map,
+ * and the rest is for others; -EINVAL: a length of 0 or above 20;
  * -EMLINK: a further length of ID, beside QUIC_CID_LENGTHS others. *ret_failed is the index of the
  * one that failed.
  */

@@ -354,6 +354,7 @@ static int open_doors(
 	control_set_groups(
 		manager->control, manager->config->status_group, manager->config->admin_group);
 	control_set_max_connections(manager->control, manager->config->max_connections);
+	control_set_accounts(manager->control, manager->accounts);
 	return 0;
 }
 

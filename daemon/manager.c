@@ -16,6 +16,7 @@
 #include "common/util.h"
 #include "daemon/control.h"
 #include "daemon/group.h"
+#include "daemon/group-quic.h"
 #include "daemon/log.h"
 
 #define RING_OCTETS 4096
@@ -40,19 +41,24 @@ uint64_t now_monotonic(void)
 
 struct account *manager_account(struct manager *manager, uid_t uid)
 {
-	struct account *account;
+	return accounts_get(manager->accounts, uid);
+}
 
-	for (account = manager->accounts; account; account = account->next)
-		if (account->uid == uid)
-			return account;
-	account = calloc(1, sizeof(*account));
-	if (!account)
-		abort(); /* some octets for each user of the machine: nothing sensible is left to do
-			  */
-	account->uid = uid;
-	account->next = manager->accounts;
-	manager->accounts = account;
-	return account;
+uint32_t manager_count_cids(const struct manager *manager, uid_t uid)
+{
+	uint32_t n = 0;
+
+	for (const struct service *s = manager->services; s; s = s->next)
+		for (size_t i = 0; i < s->n_listeners; i++) {
+			const struct listener *listener = s->listeners[i];
+
+			if (!listener || listener->config->cid_mode != CID_REGISTERED)
+				continue;
+			for (const struct registration *r = s->registrations; r; r = r->next)
+				for (uint32_t k = 0; r->uid == uid && k < r->n_workers; k++)
+					n += listener->group->quic->n_of_slot[r->workers[k].slot];
+		}
+	return n;
 }
 
 int32_t manager_reserve_slot(struct manager *manager)
@@ -125,6 +131,8 @@ static int on_tick(sd_event_source *source, uint64_t time, void *user_data)
 	struct manager *manager = user_data;
 
 	clients_tick(manager);
+	if (manager->control)
+		control_tick(manager->control, manager->config->answer_timeout_usec);
 	for (struct service *s = manager->services; s; s = s->next)
 		service_tick(s);
 	free_removed_services(manager);
@@ -172,6 +180,12 @@ int manager_new(struct manager **ret, sd_event *event, struct config *config, ch
 	manager->started_usec = now_realtime();
 	manager->ring_map = -1;
 	manager->state_directory = take_pointer(config->state_directory);
+	result = accounts_new(&manager->accounts, event);
+	if (result < 0) {
+		config_free(config);
+		manager_free(manager);
+		return result;
+	}
 	result = start_ring(manager);
 	if (result < 0) {
 		if (asprintf(ret_error,
@@ -200,14 +214,9 @@ struct manager *manager_free(struct manager *manager)
 		service_free(manager->services);
 		manager->services = next;
 	}
-	while (manager->accounts) {
-		struct account *next = manager->accounts->next;
-
-		free(manager->accounts);
-		manager->accounts = next;
-	}
 	if (manager->control)
 		control_free(manager->control);
+	accounts_free(manager->accounts);
 	if (manager->ring)
 		ring_buffer__free(manager->ring);
 	close_fd(&manager->ring_map);
@@ -230,6 +239,7 @@ static void undo(struct change *changes, struct config *config, size_t n)
 			for (size_t k = 0; k < config->services[i]->n_listeners; k++)
 				if (changes[i].fresh[k]) {
 					group_free(changes[i].fresh[k]->group);
+					keys_free(changes[i].fresh[k]->keys);
 					free(changes[i].fresh[k]);
 				}
 			free(changes[i].fresh);
@@ -305,6 +315,7 @@ int manager_reload(struct manager *manager, struct config *config, char **ret_er
 	config->n_services = 0; /* each went to its service */
 	config_free(manager->config);
 	manager->config = config;
+	accounts_set_rate(manager->accounts, config->max_messages);
 	if (manager->control) {
 		control_set_groups(manager->control, config->status_group, config->admin_group);
 		control_set_max_connections(manager->control, config->max_connections);

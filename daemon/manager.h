@@ -19,6 +19,7 @@
 #include <systemd/sd-event.h>
 
 #include "bpf/layout.h"
+#include "daemon/account.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/keys.h"
@@ -91,19 +92,13 @@ struct service {
 	bool removed;          /* left the configuration, workers drain */
 };
 
-struct account {
-	struct account *next;
-	uid_t uid;
-	unsigned n_connections, n_slots;
-};
-
 struct manager {
 	sd_event *event;
 	struct config *config; /* its services are moved into the services below */
 	char *state_directory; /* of the configuration at the start; NULL: nothing is kept */
 	struct service *services;
 	struct client *clients;
-	struct account *accounts;
+	struct accounts *accounts;
 	struct worker *slots[SLOT_COUNT];
 	uint8_t reserved[SLOT_COUNT]; /* 1: some service's next */
 	uint32_t next_slot;
@@ -127,6 +122,8 @@ int manager_reload(struct manager *manager, struct config *config, char **ret_er
 int manager_reload_files(struct manager *manager, char **ret_error);
 struct service *manager_find_service(struct manager *manager, const char *name);
 struct account *manager_account(struct manager *manager, uid_t uid);
+/* Connection IDs that workers of this user have registered, with all listeners. */
+uint32_t manager_count_cids(const struct manager *manager, uid_t uid);
 /* A free slot, marked as reserved, or -1. Round robin: a slot rests as long as possible. */
 int32_t manager_reserve_slot(struct manager *manager);
 

@@ -154,11 +154,15 @@ def test_refused_registration_of_ids_changes_nothing(plane):
     second.add_cids(fresh)
     where, rise = p.exchange([quic.short_packet(dcid, size=60) for dcid in fresh])
     assert where == [second] * 3 and rise[BY_ID] == 3
-    # As many as are allowed, and then those of a worker that leaves make room.
-    second.add_cids([os.urandom(8) for _ in range(256 - 4 - 3 - 3)])
-    assert refused(first.add_cids, [os.urandom(8)]) == errno.EDQUOT
+    # As many as are allowed, half of them for one, and those of a worker that leaves make room.
+    second.add_cids([os.urandom(8) for _ in range(128 - 3)])
+    assert refused(second.add_cids, [os.urandom(8)]) == errno.EDQUOT
+    first.add_cids([os.urandom(8) for _ in range(128 - 4 - 3)])
+    third = p.worker("third")
+    assert refused(third.add_cids, [os.urandom(8)]) == errno.EDQUOT
     p.leave(second)
-    first.add_cids([os.urandom(8) for _ in range(249)])
+    third.add_cids([os.urandom(8) for _ in range(128)])
+    assert refused(third.add_cids, [os.urandom(8)]) == errno.EDQUOT
     assert refused(first.add_cids, [os.urandom(8)]) == errno.EDQUOT
 
 

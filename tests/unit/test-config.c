@@ -154,7 +154,9 @@ static void an_empty_directory_gives_the_defaults(void **state)
 	assert_true(config->admin_group == (gid_t)-1);
 	assert_int_equal(config->host_id, 0);
 	assert_int_equal(config->max_connections, 512);
-	assert_int_equal(config->max_slots, 4096);
+	assert_int_equal(config->max_slots, 2048);
+	assert_int_equal(config->max_cids, 1048576);
+	assert_int_equal(config->max_messages, 10000);
 	assert_int_equal(config->answer_timeout_usec, 10 * USEC_PER_SEC);
 	assert_string_equal(config->state_directory, "/var/lib/reuseportd");
 	assert_false(config->state_directory_set);
@@ -250,6 +252,8 @@ static void every_key_of_the_daemon_is_read(void **state)
 				     "HostID=0x1234\n"
 				     "MaxConnectionsPerUser=17\n"
 				     "MaxSlotsPerUser=18\n"
+				     "MaxConnectionIDsPerUser=19\n"
+				     "MessagesPerSecondPerUser=20\n"
 				     "AnswerTimeoutSec=250ms\n");
 	directory_add(&directory, "web.conf", "[Service]\n[Listener a]\nListenStream=1\n");
 	config = loaded(&directory);
@@ -259,6 +263,8 @@ static void every_key_of_the_daemon_is_read(void **state)
 	assert_int_equal(config->host_id, 0x1234);
 	assert_int_equal(config->max_connections, 17);
 	assert_int_equal(config->max_slots, 18);
+	assert_int_equal(config->max_cids, 19);
+	assert_int_equal(config->max_messages, 20);
 	assert_int_equal(config->answer_timeout_usec, 250000);
 	assert_int_equal(config->services[0]->listeners[0]->host_id, 0x1234);
 }
@@ -521,7 +527,8 @@ static void mistakes_of_the_daemon_section(void **state)
 {
 	assert_daemon_mistake("[Daemon]\nUsr=root\n",
 		"@/reuseportd.conf:2: unknown key 'Usr' in [Daemon]; known are User, StatusGroup, "
-		"AdminGroup, HostID, MaxConnectionsPerUser, MaxSlotsPerUser, AnswerTimeoutSec, StateDirectory");
+		"AdminGroup, HostID, MaxConnectionsPerUser, MaxSlotsPerUser, "
+		"MaxConnectionIDsPerUser, MessagesPerSecondPerUser, AnswerTimeoutSec, StateDirectory");
 	assert_daemon_mistake("[Daemon]\nUser=no-such-user\n",
 		"@/reuseportd.conf:2: User= names the user 'no-such-user', which does not exist");
 	assert_daemon_mistake("[Daemon]\nAdminGroup=no-such-group\n",
@@ -532,6 +539,9 @@ static void mistakes_of_the_daemon_section(void **state)
 		"4294967294");
 	assert_daemon_mistake("[Daemon]\nMaxConnectionsPerUser=0\n",
 		"@/reuseportd.conf:2: MaxConnectionsPerUser= is '0', not a number from 1 to 65535");
+	assert_daemon_mistake("[Daemon]\nMessagesPerSecondPerUser=9\n",
+		"@/reuseportd.conf:2: MessagesPerSecondPerUser= is '9', not a number from 10 to "
+		"1000000");
 	assert_daemon_mistake("[Daemon]\nMaxSlotsPerUser=-1\n",
 		"@/reuseportd.conf:2: MaxSlotsPerUser= is '-1', not a number from 1 to 32000");
 	assert_daemon_mistake("[Daemon]\nAnswerTimeoutSec=soon\n",
