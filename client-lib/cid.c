@@ -37,7 +37,8 @@ struct cid_config {
 
 int cid_prepare(struct reuseport *r)
 {
-	size_t n = (size_t)r->n_workers * r->n_listeners;
+	/* Room for one where there is none: mmap(2) of nothing fails. */
+	size_t n = MAX((size_t)r->n_workers * r->n_listeners, 1u);
 	void *counters;
 
 	r->cids = calloc(n, sizeof(*r->cids));

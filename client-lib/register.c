@@ -44,8 +44,8 @@ static int take_shape(struct reuseport *r, unsigned n_workers)
 	size_t n = (size_t)n_workers * n_listeners;
 
 	r->registration = le32toh(grant->registration);
-	r->slots = calloc(n_workers, sizeof(*r->slots));
-	r->sockets = calloc(n, sizeof(*r->sockets));
+	r->slots = calloc(MAX(n_workers, 1u), sizeof(*r->slots));
+	r->sockets = calloc(MAX(n, 1u), sizeof(*r->sockets));
 	r->listeners = calloc(n_listeners, sizeof(*r->listeners));
 	if (!r->slots || !r->sockets || !r->listeners)
 		return context_error(r, -ENOMEM, "not enough memory");
@@ -97,6 +97,8 @@ static int take_grant(struct reuseport *r, unsigned worker, unsigned n_workers)
 		le16toh(grant->n_listeners) != r->n_listeners)
 		return context_error(
 			r, -EPROTO, "reuseportd granted something else than asked for");
+	if (!n_workers)
+		return 0;
 	r->slots[worker] = le16toh(grant->slot);
 	for (unsigned i = 0; i < r->n_listeners; i++) {
 		const struct protocol_grant_listener *l = grant_listener(m, i);
@@ -133,6 +135,7 @@ static int send_ack(struct reuseport *r, unsigned worker, int pidfd, uint64_t de
 	return connection_send(r, PROTOCOL_ACK, &body, sizeof(body), pidfd, deadline);
 }
 
+/* n_workers 0: one GRANT that tells of the listeners, and the ACK of it. */
 static int exchange(struct reuseport *r, unsigned n_workers,
 	int (*start)(struct reuseport *r, void *user_data), void *user_data, const char *what,
 	uint64_t deadline)
@@ -140,7 +143,7 @@ static int exchange(struct reuseport *r, unsigned n_workers,
 	_cleanup_close_ int pidfd = -1;
 	int result;
 
-	for (unsigned worker = 0; worker < n_workers; worker++) {
+	for (unsigned worker = 0; worker < MAX(n_workers, 1u); worker++) {
 		result = connection_wait(r, PROTOCOL_GRANT, PROTOCOL_GRANT, what, deadline);
 		if (result < 0)
 			return result;
@@ -148,7 +151,7 @@ static int exchange(struct reuseport *r, unsigned n_workers,
 		message_done(&r->message);
 		if (result < 0)
 			return result;
-		if (start && worker == n_workers - 1) {
+		if (start && worker + 1 >= n_workers) {
 			r->registered = true; /* start() is to see what was granted */
 			result = start(r, user_data);
 			r->registered = false;
@@ -189,20 +192,25 @@ static int without_daemon(struct reuseport *r, unsigned n_workers,
 	return 0;
 }
 
-_public_ int reuseport_register_for(struct reuseport *r, const char *service, const char *instance,
-	unsigned n_workers, unsigned weight, int timeout_msec,
+static int register_with(struct reuseport *r, const char *service, const char *instance,
+	unsigned n_workers, unsigned weight, uint32_t flags, int timeout_msec,
 	int (*start)(struct reuseport *r, void *user_data), void *user_data)
 {
 	struct protocol_register body = {
 		.n_workers = htole32(n_workers),
 		.weight = htole32(weight),
+		.flags = htole32(flags),
 	};
+	bool adopt = flags & PROTOCOL_REGISTER_ADOPT;
 	uint64_t deadline = deadline_after(timeout_msec);
 	char what[PROTOCOL_NAME_MAX + 64];
 	int result;
 
 	if (r->registered)
 		return context_error(r, -EALREADY, "this context has a registration already");
+	if (r->fallback && adopt)
+		return context_error(r, -EOPNOTSUPP,
+			"without reuseportd there is no group to take a socket into");
 	if (r->fallback)
 		return without_daemon(r, n_workers, start, user_data);
 	if (!service || !*service || strlen(service) >= sizeof(body.service))
@@ -224,13 +232,13 @@ _public_ int reuseport_register_for(struct reuseport *r, const char *service, co
 	result = connection_send(r, PROTOCOL_REGISTER, &body, sizeof(body), -1, deadline);
 	if (result < 0)
 		return result;
-	result = exchange(r, n_workers, start, user_data, what, deadline);
+	result = exchange(r, adopt ? 0 : n_workers, start, user_data, what, deadline);
 	if (result < 0) {
 		struct protocol_registration give_back = {
 			.registration = htole32(r->registration),
 		};
 
-		if (r->n_workers)
+		if (r->listeners)
 			connection_send_forget(
 				r, PROTOCOL_UNREGISTER, &give_back, sizeof(give_back));
 		registration_clear(r);
@@ -238,6 +246,42 @@ _public_ int reuseport_register_for(struct reuseport *r, const char *service, co
 	}
 	r->registered = true;
 	return 0;
+}
+
+_public_ int reuseport_register_for(struct reuseport *r, const char *service, const char *instance,
+	unsigned n_workers, unsigned weight, int timeout_msec,
+	int (*start)(struct reuseport *r, void *user_data), void *user_data)
+{
+	return register_with(
+		r, service, instance, n_workers, weight, 0, timeout_msec, start, user_data);
+}
+
+_public_ int reuseport_register_adopting(struct reuseport *r, const char *service,
+	const char *instance, unsigned max_workers, unsigned weight, int timeout_msec,
+	int (*start)(struct reuseport *r, void *user_data), void *user_data)
+{
+	return register_with(r, service, instance, max_workers, weight, PROTOCOL_REGISTER_ADOPT,
+		timeout_msec, start, user_data);
+}
+
+_public_ int reuseport_adopt(
+	struct reuseport *r, unsigned listener, int fd, int backlog, int timeout_msec)
+{
+	struct protocol_adopt body = {
+		.registration = htole32(r->registration),
+		.listener = htole16((uint16_t)listener),
+		.step = htole16(backlog < 0 ? PROTOCOL_ADOPT_BIND : PROTOCOL_ADOPT_LISTEN),
+		.backlog = htole32(backlog < 0 ? 0 : (uint32_t)backlog),
+	};
+	uint64_t deadline = deadline_after(timeout_msec);
+	int result;
+
+	if (!r->registered || listener >= r->n_listeners)
+		return context_error(r, -EINVAL, "cannot adopt: there is no listener %u", listener);
+	result = connection_send(r, PROTOCOL_ADOPT, &body, sizeof(body), fd, deadline);
+	if (result < 0)
+		return result;
+	return connection_wait(r, PROTOCOL_OK, PROTOCOL_OK, "cannot adopt the socket", deadline);
 }
 
 _public_ int reuseport_register(struct reuseport *r, const char *service, const char *instance,

@@ -124,6 +124,32 @@ int reuseport_register_for(struct reuseport *r, const char *service, const char 
 	unsigned n_workers, unsigned weight, int timeout_msec,
 	int (*start)(struct reuseport *r, void *user_data), void *user_data);
 
+/*
+ * For launchers of servers that make and bind their sockets themselves: no worker and no socket at
+ * first, reuseport_n_workers() is 0, the functions about listeners tell what there is to bind. Each
+ * socket is brought by reuseport_adopt(). max_workers (1 or more): how many sockets of one listener
+ * there may be at once. start as for reuseport_register_for(). After reuseport_ready() a worker is
+ * active as soon as its socket can be.
+ * Results and errors as for reuseport_register(); -EOPNOTSUPP without a daemon.
+ */
+int reuseport_register_adopting(struct reuseport *r, const char *service, const char *instance,
+	unsigned max_workers, unsigned weight, int timeout_msec,
+	int (*start)(struct reuseport *r, void *user_data), void *user_data);
+
+/* Takes the place of bind(2): the socket is unbound. Afterwards a UDP socket has its slot. */
+#define REUSEPORT_ADOPT_BIND (-1)
+
+/*
+ * Gives a socket to the daemon, to be bound to the listener's address within its group, or, with a
+ * backlog (0 or more, in place of listen(2)) to listen there. fd stays the caller's, who should
+ * close it soon: a copy keeps the kernel from seeing that the server has closed its own.
+ * Returns 0. Blocks up to timeout_msec. Errors: -EXDEV (the socket belongs to another network
+ * namespace), -ENOENT (backlog given, but the socket was not adopted before), -EINVAL (bound
+ * already), -EOPNOTSUPP (not of the listener's kind), -EPERM (the daemon lacks CAP_CHOWN), -EDQUOT,
+ * -ESHUTDOWN (the registration drains), -ETIMEDOUT, -ENOTCONN, and what bind(2) or listen(2) say.
+ */
+int reuseport_adopt(struct reuseport *r, unsigned listener, int fd, int backlog, int timeout_msec);
+
 /* Makes the workers active: they get new connections when this returns 0. Blocks. An older
  * registration of the same instance is drained. Errors: -ENOTCONN, -ETIMEDOUT, -EINVAL (not
  * registered), -EPROTO. Without a daemon: 0. */

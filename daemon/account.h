@@ -33,6 +33,7 @@ struct account {
 	uid_t uid;
 	unsigned n_connections; /* on worker.sock */
 	unsigned n_slots;
+	bool may_not_adopt;  /* by that it has tried to get into the group of another service */
 	size_t n_octets;     /* buffers of control connections */
 	uint64_t spent_usec; /* CLOCK_MONOTONIC until which its time is spent */
 	uint64_t told_usec;  /* when the log was last told that it waits */

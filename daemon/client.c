@@ -58,7 +58,8 @@ struct client *client_free(struct client *client)
 		registration->client = NULL;
 		/* An unfinished registration ends with its connection; the others live with their
 		 * process. */
-		if (!registration->acked || registration->workers[0].state == WORKER_JOINING)
+		if (!registration->acked || !registration->n_workers ||
+			registration->workers[0].state == WORKER_JOINING)
 			registration_free(registration, "its connection ended before it was ready");
 	}
 	client->account->n_connections--;
@@ -339,6 +340,44 @@ static int send_grant(struct client *client, uint32_t index)
 	return 0;
 }
 
+/* The GRANT of a registration that brings its own sockets: what there is to bind. */
+static int send_listeners(struct client *client)
+{
+	struct registration *registration = client->registration;
+	const struct service *service = registration->service;
+	struct protocol_grant *grant = &client->message.grant;
+	struct protocol_grant_listener *entry = (struct protocol_grant_listener *)(grant + 1);
+	uint16_t n = 0;
+	int result;
+
+	memset(client->message.body, 0, sizeof(client->message.body));
+	for (size_t i = 0; i < service->n_listeners && n < PROTOCOL_LISTENERS_MAX; i++) {
+		const struct listener *listener = service->listeners[i];
+
+		if (!listener)
+			continue;
+		/* Keys are of no use to it, so it gets none. */
+		snprintf(entry[n].name, sizeof(entry[n].name), "%s", listener->config->name);
+		snprintf(entry[n].address, sizeof(entry[n].address), "%s",
+			listener->config->address_text);
+		entry[n].transport = (uint8_t)listener->config->transport;
+		entry[n].cid_mode = (uint8_t)listener->config->cid_mode;
+		entry[n].descriptor = htole16(PROTOCOL_NO_DESCRIPTOR);
+		registration->granted[n] = listener->number;
+		registration->n_granted = ++n;
+	}
+	grant->registration = htole32(registration->id);
+	grant->n_listeners = htole16(n);
+	memcpy(grant->instance, registration->instance, sizeof(grant->instance));
+	result = message_send(client->socket, PROTOCOL_GRANT, client->sequence, grant,
+		sizeof(*grant) + n * sizeof(*entry), NULL, 0);
+	if (result < 0)
+		return result;
+	client->granting = 0;
+	await_answer(client);
+	return 0;
+}
+
 /* What a client names goes into logs, JSON and tables: printable ASCII without blanks. */
 static bool is_plain_name(const char *name)
 {
@@ -355,6 +394,7 @@ static int check_register(
 	struct service *service = manager_find_service(manager, request->service);
 	struct account *account = client->account;
 	uint32_t n = le32toh(request->n_workers), taken = 0;
+	bool adopt = le32toh(request->flags) & PROTOCOL_REGISTER_ADOPT;
 
 	if (client->registration)
 		return refuse(client, EALREADY, "this connection has registered already");
@@ -381,6 +421,8 @@ static int check_register(
 	if (le32toh(request->weight) > 1000)
 		return refuse(client, EINVAL, "weight %u, 1 to 1000 are possible",
 			le32toh(request->weight));
+	if (adopt) /* counted as they come; one should be possible */
+		n = 1;
 	for (struct registration *r = service->registrations; r; r = r->next)
 		taken += r->n_workers;
 	if (taken + n > service->config->max_workers)
@@ -396,6 +438,7 @@ static int check_register(
 static int handle_register(struct client *client)
 {
 	const struct protocol_register request = client->message.reg;
+	bool adopt = le32toh(request.flags) & PROTOCOL_REGISTER_ADOPT;
 	_cleanup_close_ int pidfd = -1;
 	struct registration *registration;
 	struct service *service = NULL;
@@ -409,8 +452,9 @@ static int handle_register(struct client *client)
 	if (pidfd < 0)
 		return refuse(
 			client, errno, "the daemon has no descriptor left: %s", strerror(errno));
-	result = registration_new(&registration, service, client, request.instance,
-		le32toh(request.n_workers), le32toh(request.weight), &reason);
+	result = (adopt ? registration_new_adopting : registration_new)(&registration, service,
+		client, request.instance, le32toh(request.n_workers), le32toh(request.weight),
+		&reason);
 	if (result < 0)
 		return refuse(client, -result, "cannot register with service '%s': %s",
 			request.service, reason);
@@ -420,7 +464,7 @@ static int handle_register(struct client *client)
 	client->sequence = client->message.header.sequence;
 	result = registration_set_process(registration, client->peer.pid, take_fd(&pidfd));
 	if (result >= 0)
-		result = send_grant(client, 0);
+		result = adopt ? send_listeners(client) : send_grant(client, 0);
 	if (result < 0) {
 		bool told = result != -EAGAIN && result != -EPIPE && result != -ETOOMANYREFS;
 
@@ -507,7 +551,9 @@ static int handle_registration(struct client *client, uint16_t type)
 			"last GRANT is unacknowledged",
 			message_type_name(type), id);
 	if (type == PROTOCOL_READY) {
-		if (registration->workers[0].state == WORKER_DRAINING)
+		if (registration->drained ||
+			(registration->n_workers &&
+				registration->workers[0].state == WORKER_DRAINING))
 			return refuse(client, EINVAL, "READY: the workers drain");
 		registration_ready(registration);
 	} else if (type == PROTOCOL_DRAIN) {
@@ -619,6 +665,34 @@ static int handle_cids(struct client *client, uint16_t type)
 	return send_ok(client, client->message.header.sequence);
 }
 
+static int handle_adopt(struct client *client)
+{
+	struct registration *registration = client->registration;
+	const struct protocol_adopt request = client->message.adopt;
+	uint32_t id = le32toh(request.registration), sequence = client->message.header.sequence;
+	uint16_t index = le16toh(request.listener);
+	char text[PROTOCOL_TEXT_MAX];
+	struct listener *listener;
+	int result;
+
+	if (!registration || registration->id != id || !registration->acked ||
+		!registration->max_workers)
+		return refuse(client, EINVAL,
+			"ADOPT: registration %u is not one of this connection that adopts", id);
+	if (index >= registration->n_granted)
+		return refuse(client, EINVAL, "ADOPT: there is no listener %u", index);
+	listener = granted_listener(registration, index);
+	if (!listener)
+		return refuse(client, ENOENT, "ADOPT: listener %u is closed", index);
+	result = adopt_socket(registration, listener, client->message.fds[0], le16toh(request.step),
+		le32toh(request.backlog), text);
+	/* Before the answer: once the server goes on, no copy of its socket is here. */
+	close_fd(&client->message.fds[0]);
+	if (result < 0)
+		return refuse(client, -result, "%s", text);
+	return send_ok(client, sequence);
+}
+
 static int handle_message(struct client *client)
 {
 	uint16_t type = client->message.header.type;
@@ -640,6 +714,7 @@ static int handle_message(struct client *client)
 	case PROTOCOL_CID_RETIRE:
 		return handle_cids(client, type);
 	case PROTOCOL_ADOPT:
+		return handle_adopt(client);
 	case PROTOCOL_RESUME:
 		return refuse(client, EOPNOTSUPP,
 			"%s is not supported by this version of the daemon",

@@ -140,6 +140,16 @@ static int attach_drop_filter(int fd)
 											: 0;
 }
 
+int group_silence_socket(int fd)
+{
+	const int one = 1;
+	int result = attach_drop_filter(fd);
+
+	if (result >= 0 && setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one)) < 0)
+		result = -errno;
+	return result;
+}
+
 static int put_socket(const struct group *group, uint32_t index, int fd)
 {
 	uint64_t value = (uint64_t)fd;
@@ -279,11 +289,42 @@ struct group *group_free(struct group *group)
 	return NULL;
 }
 
+/* What a socket that stands at its slot needs before packets may go there. */
+static int complete_socket(struct group *group, const struct listener_config *config, uint16_t slot,
+	int fd, const char **ret_step)
+{
+	const int one = 1;
+	int result;
+
+	if (group->quic) {
+		*ret_step = "put the socket's cookie into the map";
+		result = group_quic_add_socket(group->quic, fd, slot);
+		if (result < 0)
+			return result;
+	}
+	/* A holder must not attach a program or filter of its own; it can still detach ours, which
+	 * group_heal() mends. Can't be undone, so only on what leaves. */
+	*ret_step = "setsockopt SO_LOCK_FILTER";
+	if (config->lock_filter &&
+		setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one)) < 0)
+		return -errno;
+	return config->address.ss_family == AF_INET ? make_sink(group, config, ret_step) : 0;
+}
+
+int group_adopt_socket(struct group *group, const struct listener_config *config, uint16_t slot,
+	int fd, const char **ret_step)
+{
+	int result;
+
+	*ret_step = "put the socket into the socket map";
+	result = put_socket(group, slot, fd);
+	return result < 0 ? result : complete_socket(group, config, slot, fd, ret_step);
+}
+
 int group_add_socket(struct group *group, const struct listener_config *config, uint16_t slot,
 	const char **ret_step)
 {
 	_cleanup_close_ int fd = -1;
-	const int one = 1;
 	int result;
 
 	if (group->standby_index == slot && group->standby >= 0 && !group->standby_lent) {
@@ -302,24 +343,8 @@ int group_add_socket(struct group *group, const struct listener_config *config, 
 		if (result < 0)
 			return result;
 	}
-	if (group->quic) {
-		*ret_step = "put the socket's cookie into the map";
-		result = group_quic_add_socket(group->quic, fd, slot);
-		if (result < 0)
-			return result;
-	}
-	/* A holder must not attach a program or filter of its own; it can still detach ours, which
-	 * group_heal() mends. Can't be undone, so only on what leaves. */
-	*ret_step = "setsockopt SO_LOCK_FILTER";
-	if (config->lock_filter &&
-		setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one)) < 0)
-		return -errno;
-	if (config->address.ss_family == AF_INET) {
-		result = make_sink(group, config, ret_step);
-		if (result < 0)
-			return result;
-	}
-	return take_fd(&fd);
+	result = complete_socket(group, config, slot, fd, ret_step);
+	return result < 0 ? result : take_fd(&fd);
 }
 
 void group_remove_socket(struct group *group, uint16_t slot)

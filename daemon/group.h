@@ -67,6 +67,15 @@ struct group *group_free(struct group *group);
  */
 int group_add_socket(struct group *group, const struct listener_config *config, uint16_t slot,
 	const char **ret_step);
+/*
+ * Puts a socket at slot that a server made and socket_adopt() bound; TCP: it listens. fd stays the
+ * caller's. A negative errno with *ret_step: take it out again by group_remove_socket(). -EBUSY: it
+ * stands at a slot already.
+ */
+int group_adopt_socket(struct group *group, const struct listener_config *config, uint16_t slot,
+	int fd, const char **ret_step);
+/* The socket gets nothing any more, whatever its holders do. */
+int group_silence_socket(int fd);
 /* Whether packets may go to the slot: not before its worker is past joining. */
 void group_open_slot(struct group *group, uint16_t slot, bool open);
 /* Takes the slot out of the map, if it stands there, and forgets its flows. */

@@ -36,6 +36,7 @@ struct options {
 	bool check;
 	bool refused; /* by the configuration: a status of its own, so that systemd doesn't try
 			 again */
+	bool adopt;   /* keep CAP_CHOWN */
 };
 
 static void print_help(void)
@@ -53,6 +54,8 @@ static void print_help(void)
 	       "                           or /var/lib/reuseportd)\n"
 	       "  --user NAME              Run as that user when started by root\n"
 	       "                           (default: User= of the configuration, or reuseport)\n"
+	       "  --adopt                  Keep CAP_CHOWN when started by root, for\n"
+	       "                           reuseport-run --adopt\n"
 	       "  --check                  Check the configuration, say what is wrong, and exit\n"
 	       "  --help                   Show this\n"
 	       "  --version                Show the version\n\n"
@@ -68,7 +71,8 @@ static int parse_options(struct options *options, int argc, char **argv)
 		OPTION_RUNTIME,
 		OPTION_STATE,
 		OPTION_USER,
-		OPTION_CHECK
+		OPTION_CHECK,
+		OPTION_ADOPT
 	};
 	static const struct option table[] = {
 		{"config", required_argument, NULL, OPTION_CONFIG},
@@ -77,6 +81,7 @@ static int parse_options(struct options *options, int argc, char **argv)
 		{"state-directory", required_argument, NULL, OPTION_STATE},
 		{"user", required_argument, NULL, OPTION_USER},
 		{"check", no_argument, NULL, OPTION_CHECK},
+		{"adopt", no_argument, NULL, OPTION_ADOPT},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
@@ -102,6 +107,9 @@ static int parse_options(struct options *options, int argc, char **argv)
 			break;
 		case OPTION_CHECK:
 			options->check = true;
+			break;
+		case OPTION_ADOPT:
+			options->adopt = true;
 			break;
 		case 'h':
 			print_help();
@@ -293,10 +301,10 @@ static int make_state_directory(struct options *options, struct config *config)
 	return 0;
 }
 
-static int become_user(const char *user)
+static int become_user(const char *user, bool adopt)
 {
 	const char *step = "";
-	int result = privileges_drop(user, &step);
+	int result = privileges_drop(user, adopt, &step);
 
 	if (result == -ENOENT)
 		log_error("cannot become user '%s': there is none; create it (systemd-sysusers, or "
@@ -411,7 +419,7 @@ static int run(struct options *options, struct inherited *inherited)
 	if (result >= 0)
 		result = make_state_directory(options, config);
 	if (result >= 0)
-		result = become_user(config->user);
+		result = become_user(config->user, options->adopt);
 	if (result < 0) {
 		config_free(config);
 		return result;

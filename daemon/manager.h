@@ -60,6 +60,11 @@ struct registration {
 	bool acked;  /* all workers are granted and acknowledged */
 	struct worker *workers;
 	uint32_t n_workers;
+	/* The rest with PROTOCOL_REGISTER_ADOPT only: workers come as they bring sockets. */
+	uint32_t max_workers;  /* there is memory for so many; 0: all were made at once */
+	bool ready;            /* what joins is active at once */
+	bool drained;          /* as a whole: no more sockets */
+	uint64_t adopted_usec; /* the last socket, CLOCK_MONOTONIC; 0: predecessors were told */
 	/* Numbers of the listeners in the order of its GRANTs, by which the client names them. */
 	uint32_t granted[PROTOCOL_LISTENERS_MAX];
 	uint32_t n_granted;
@@ -173,6 +178,20 @@ void listener_commit_keys(struct listener *listener);
 /* registration.c */
 int registration_new(struct registration **ret, struct service *service, struct client *client,
 	const char *instance, uint32_t n_workers, uint32_t weight, const char **ret_reason);
+/* One that adopts: no worker yet, at most max_workers. */
+int registration_new_adopting(struct registration **ret, struct service *service,
+	struct client *client, const char *instance, uint32_t max_workers, uint32_t weight,
+	const char **ret_reason);
+/*
+ * The first of its workers that has no socket for the listener, or another one. NULL: *ret_error
+ * and *ret_reason. Only registration_joined() or registration_drop_worker() may follow.
+ */
+struct worker *registration_take_worker(struct registration *registration,
+	const struct listener *listener, int *ret_error, const char **ret_reason);
+/* The worker's socket for the listener stands at its slot. */
+void registration_joined(struct worker *worker, const struct listener *listener);
+/* It could not be put there. */
+void registration_drop_worker(struct worker *worker, const struct listener *listener);
 void registration_free(struct registration *registration, const char *reason);
 /* The process whose life is the registration's. pidfd is taken over, also on failure. */
 int registration_set_process(struct registration *registration, pid_t pid, int pidfd);
@@ -183,6 +202,14 @@ unsigned registration_drain(
 unsigned registration_undrain(struct registration *registration, int32_t slot);
 /* Looks which sockets are left; may free the registration. */
 void registration_check(struct registration *registration);
+
+/* adopt.c */
+/*
+ * Takes a socket that the server made into the listener's group (proto/protocol.h, ADOPT). fd stays
+ * the caller's. Negative errno: text (PROTOCOL_TEXT_MAX octets) says why.
+ */
+int adopt_socket(struct registration *registration, struct listener *listener, int fd,
+	enum protocol_adopt_step step, uint32_t backlog, char *text);
 
 /* client.c */
 int client_listen(struct manager *manager, int socket);

@@ -14,20 +14,20 @@ static void free_capabilities(cap_t *capabilities)
 		cap_free(*capabilities);
 }
 
-static int set_capabilities(void)
+static int set_capabilities(bool adopt)
 {
-	const cap_value_t kept[] = {CAP_BPF, CAP_NET_BIND_SERVICE};
+	const cap_value_t kept[] = {CAP_BPF, CAP_NET_BIND_SERVICE, CAP_CHOWN};
+	const int n_kept = adopt ? 3 : 2;
 	_cleanup_(free_capabilities) cap_t capabilities = cap_init();
 
-	if (!capabilities ||
-		cap_set_flag(capabilities, CAP_PERMITTED, ARRAY_SIZE(kept), kept, CAP_SET) < 0 ||
-		cap_set_flag(capabilities, CAP_EFFECTIVE, ARRAY_SIZE(kept), kept, CAP_SET) < 0 ||
+	if (!capabilities || cap_set_flag(capabilities, CAP_PERMITTED, n_kept, kept, CAP_SET) < 0 ||
+		cap_set_flag(capabilities, CAP_EFFECTIVE, n_kept, kept, CAP_SET) < 0 ||
 		cap_set_proc(capabilities) < 0)
 		return -errno;
 	return 0;
 }
 
-int privileges_drop(const char *user, const char **ret_step)
+int privileges_drop(const char *user, bool adopt, const char **ret_step)
 {
 	const struct passwd *entry;
 
@@ -49,5 +49,5 @@ int privileges_drop(const char *user, const char **ret_step)
 		setresuid(entry->pw_uid, entry->pw_uid, entry->pw_uid) < 0)
 		return -errno;
 	*ret_step = "set capabilities";
-	return set_capabilities();
+	return set_capabilities(adopt);
 }

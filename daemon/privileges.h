@@ -6,9 +6,11 @@
  */
 #pragma once
 
+#include <stdbool.h>
+
 /*
- * Started as root: becomes `user`, keeping CAP_BPF and CAP_NET_BIND_SERVICE, and CAP_NET_ADMIN and
- * CAP_CHOWN only if `extra` asks. Started as another user (systemd's User=): changes nothing.
+ * Started as root: becomes `user`, keeping CAP_BPF and CAP_NET_BIND_SERVICE, and CAP_CHOWN if
+ * `adopt` asks for it. Started as another user (systemd's User=): changes nothing.
  * -ENOENT: no such user; other negative errno with *ret_step a static name of what failed.
  */
-int privileges_drop(const char *user, const char **ret_step);
+int privileges_drop(const char *user, bool adopt, const char **ret_step);

@@ -17,6 +17,7 @@
 #include "daemon/manager.h"
 
 #define WEIGHT_DEFAULT 100
+#define ADOPT_SETTLE_USEC (5 * USEC_PER_SEC)
 
 static void set_state(struct worker *worker, enum worker_state state)
 {
@@ -38,56 +39,91 @@ static int32_t take_slot(struct service *service)
 	return slot;
 }
 
-int registration_new(struct registration **ret, struct service *service, struct client *client,
-	const char *instance, uint32_t n_workers, uint32_t weight, const char **ret_reason)
+static void free_memory(struct registration *registration)
 {
-	struct manager *manager = service->manager;
+	if (!registration)
+		return;
+	free(registration->told);
+	free(registration->workers);
+	free(registration);
+}
+
+/* Room for n_workers, of which there is none yet; it is not the service's yet. */
+static struct registration *allocate(struct service *service, struct client *client,
+	const char *instance, uint32_t n_workers, uint32_t weight)
+{
 	struct registration *registration = calloc(1, sizeof(*registration));
 
-	*ret_reason = "out of memory";
 	if (!registration)
-		return -ENOMEM;
+		return NULL;
 	registration->workers = calloc(n_workers, sizeof(*registration->workers));
-	if (!registration->workers) {
-		free(registration);
-		return -ENOMEM;
-	}
 	registration->told =
 		calloc((size_t)n_workers * PROTOCOL_LISTENERS_MAX, sizeof(*registration->told));
-	if (!registration->told) {
-		free(registration->workers);
-		free(registration);
-		return -ENOMEM;
+	if (!registration->workers || !registration->told) {
+		free_memory(registration);
+		return NULL;
 	}
 	registration->pidfd = -1;
 	registration->service = service;
 	registration->client = client;
-	registration->id = ++manager->next_registration;
+	registration->id = ++service->manager->next_registration;
 	if (*instance)
 		snprintf(registration->instance, sizeof(registration->instance), "%s", instance);
 	else
 		snprintf(registration->instance, sizeof(registration->instance), "%.40s-%u",
 			service->config->name, registration->id);
 	for (uint32_t i = 0; i < n_workers; i++) {
-		struct worker *worker = &registration->workers[i];
+		registration->workers[i].registration = registration;
+		registration->workers[i].weight = (uint16_t)(weight ? weight : WEIGHT_DEFAULT);
+	}
+	return registration;
+}
+
+static void place_worker(struct worker *worker, uint16_t slot)
+{
+	worker->slot = slot;
+	set_state(worker, WORKER_JOINING);
+	worker->registration->service->manager->slots[slot] = worker;
+}
+
+int registration_new(struct registration **ret, struct service *service, struct client *client,
+	const char *instance, uint32_t n_workers, uint32_t weight, const char **ret_reason)
+{
+	struct registration *registration = allocate(service, client, instance, n_workers, weight);
+
+	*ret_reason = "out of memory";
+	if (!registration)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n_workers; i++) {
 		int32_t slot = take_slot(service);
 
 		if (slot < 0) {
 			for (uint32_t k = 0; k < i; k++)
-				manager->slots[registration->workers[k].slot] = NULL;
-			free(registration->told);
-			free(registration->workers);
-			free(registration);
+				service->manager->slots[registration->workers[k].slot] = NULL;
+			free_memory(registration);
 			*ret_reason = "all slots of the daemon are taken";
 			return -ENOSPC;
 		}
-		worker->registration = registration;
-		worker->slot = (uint16_t)slot;
-		worker->weight = (uint16_t)(weight ? weight : WEIGHT_DEFAULT);
-		set_state(worker, WORKER_JOINING);
-		manager->slots[slot] = worker;
+		place_worker(&registration->workers[i], (uint16_t)slot);
 	}
 	registration->n_workers = n_workers;
+	registration->next = service->registrations;
+	service->registrations = registration;
+	*ret = registration;
+	return 0;
+}
+
+int registration_new_adopting(struct registration **ret, struct service *service,
+	struct client *client, const char *instance, uint32_t max_workers, uint32_t weight,
+	const char **ret_reason)
+{
+	struct registration *registration =
+		allocate(service, client, instance, max_workers, weight);
+
+	*ret_reason = "out of memory";
+	if (!registration)
+		return -ENOMEM;
+	registration->max_workers = max_workers;
 	registration->next = service->registrations;
 	service->registrations = registration;
 	*ret = registration;
@@ -130,11 +166,12 @@ void registration_free(struct registration *registration, const char *reason)
 		/* First out of the tables, then out of the socket map: no packet falls between. */
 		if (was_active)
 			service_update(service);
-		log_registration(registration, EVENT_WORKER_GONE,
-			"%s: instance %s (pid %d, slot %u%s) gone: %s", service->config->name,
-			registration->instance, (int)registration->pid,
-			registration->workers[0].slot,
-			registration->n_workers > 1 ? " and more" : "", reason);
+		if (registration->n_workers)
+			log_registration(registration, EVENT_WORKER_GONE,
+				"%s: instance %s (pid %d, slot %u%s) gone: %s",
+				service->config->name, registration->instance,
+				(int)registration->pid, registration->workers[0].slot,
+				registration->n_workers > 1 ? " and more" : "", reason);
 		release_sockets(registration);
 	}
 	for (uint32_t i = 0; i < registration->n_workers; i++)
@@ -144,9 +181,7 @@ void registration_free(struct registration *registration, const char *reason)
 		client_forget(registration->client);
 	sd_event_source_disable_unref(registration->exit_source);
 	close_fd(&registration->pidfd);
-	free(registration->told);
-	free(registration->workers);
-	free(registration);
+	free_memory(registration);
 }
 
 static int on_process_exit(sd_event_source *source, int fd, uint32_t events, void *user_data)
@@ -181,13 +216,52 @@ int registration_set_process(struct registration *registration, pid_t pid, int p
 	return 0;
 }
 
+/* Which of the worker's sockets are there, as the kernel has it. */
+static uint64_t look_for_sockets(const struct worker *worker)
+{
+	const struct service *service = worker->registration->service;
+	uint64_t present = 0;
+
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (worker->present & 1ULL << i && service->listeners[i] &&
+			group_has_socket(service->listeners[i]->group, worker->slot, NULL))
+			present |= 1ULL << i;
+	return present;
+}
+
+/* For which listeners the registration has sockets. */
+static uint64_t covered(const struct registration *registration)
+{
+	uint64_t present = 0;
+
+	for (uint32_t i = 0; i < registration->n_workers; i++)
+		present |= look_for_sockets(&registration->workers[i]);
+	return present;
+}
+
+/*
+ * A server that binds for itself binds one address after the other, and may fail at the last one.
+ * Its predecessor goes when it has all that that one has; or, when its configuration has changed,
+ * after a while without another socket.
+ */
 static void drain_predecessors(struct registration *registration)
 {
+	uint64_t has = registration->max_workers ? covered(registration) : 0;
+	bool settled = !registration->max_workers ||
+		       now_monotonic() >= registration->adopted_usec + ADOPT_SETTLE_USEC;
+	bool left = false;
+
 	for (struct registration *r = registration->service->registrations, *next; r; r = next) {
 		next = r->next;
-		if (r != registration && strcmp(r->instance, registration->instance) == 0)
+		if (r == registration || strcmp(r->instance, registration->instance) != 0)
+			continue;
+		if (settled || !(covered(r) & ~has))
 			registration_drain(r, -1, PROTOCOL_DRAIN_REPLACED);
+		else
+			left = true;
 	}
+	if (!left)
+		registration->adopted_usec = 0;
 }
 
 static void open_slot(const struct worker *worker)
@@ -203,6 +277,7 @@ void registration_ready(struct registration *registration)
 {
 	unsigned n = 0;
 
+	registration->ready = true;
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		if (registration->workers[i].state == WORKER_JOINING) {
 			set_state(&registration->workers[i], WORKER_ACTIVE);
@@ -218,13 +293,119 @@ void registration_ready(struct registration *registration)
 	drain_predecessors(registration);
 }
 
+/* Workers that bring their sockets. */
+
+static bool lacks_socket(const struct worker *worker, const struct listener *listener)
+{
+	return !(worker->present & 1ULL << listener->index) ||
+	       !group_has_socket(listener->group, worker->slot, NULL);
+}
+
+static struct worker *add_worker(
+	struct registration *registration, int *ret_error, const char **ret_reason)
+{
+	struct service *service = registration->service;
+	struct manager *manager = service->manager;
+	struct account *account = manager_account(manager, registration->uid);
+	struct worker *worker = &registration->workers[registration->n_workers];
+	uint32_t taken = 0;
+	int32_t slot;
+
+	*ret_error = -EDQUOT;
+	for (struct registration *r = service->registrations; r; r = r->next)
+		taken += r->n_workers;
+	*ret_reason = "the service has as many workers as MaxWorkers= allows";
+	if (taken >= service->config->max_workers)
+		return NULL;
+	*ret_reason = "the user has as many slots as MaxSlotsPerUser= allows";
+	if (account->n_slots >= manager->config->max_slots)
+		return NULL;
+	*ret_reason = "the registration has as many workers as it asked for";
+	if (registration->n_workers == registration->max_workers)
+		return NULL;
+	/* Not the service's reserved one: where a UDP standby stands, no other socket can. */
+	slot = manager_reserve_slot(manager);
+	*ret_error = -ENOSPC;
+	*ret_reason = "all slots of the daemon are taken";
+	if (slot < 0)
+		return NULL;
+	manager->reserved[slot] = 0;
+	place_worker(worker, (uint16_t)slot);
+	worker->granted = true;
+	registration->n_workers++;
+	account->n_slots++;
+	return worker;
+}
+
+struct worker *registration_take_worker(struct registration *registration,
+	const struct listener *listener, int *ret_error, const char **ret_reason)
+{
+	*ret_error = -ESHUTDOWN;
+	*ret_reason = "the instance drains, its server is to end";
+	if (registration->drained)
+		return NULL;
+	for (uint32_t i = 0; i < registration->n_workers; i++) {
+		struct worker *worker = &registration->workers[i];
+
+		/* One that drains because an operator said so goes on with what it has. */
+		if (!lacks_socket(worker, listener) ||
+			(worker->state == WORKER_DRAINING && look_for_sockets(worker)))
+			continue;
+		group_remove_socket(listener->group, worker->slot);
+		worker->present &= ~(1ULL << listener->index);
+		if (worker->state == WORKER_DRAINING) {
+			worker->drain_before_usec = 0;
+			set_state(worker, WORKER_JOINING);
+		}
+		return worker;
+	}
+	return add_worker(registration, ret_error, ret_reason);
+}
+
+void registration_joined(struct worker *worker, const struct listener *listener)
+{
+	struct registration *registration = worker->registration;
+
+	worker->present |= 1ULL << listener->index;
+	registration->adopted_usec = now_monotonic();
+	if (!registration->ready)
+		return;
+	if (worker->state == WORKER_JOINING) {
+		set_state(worker, WORKER_ACTIVE);
+		log_registration(registration, EVENT_WORKER_ACTIVE,
+			"%s: instance %s (pid %d, slot %u) active",
+			registration->service->config->name, registration->instance,
+			(int)registration->pid, worker->slot);
+	}
+	open_slot(worker);
+	service_update(registration->service);
+	drain_predecessors(registration);
+}
+
+void registration_drop_worker(struct worker *worker, const struct listener *listener)
+{
+	struct registration *registration = worker->registration;
+
+	group_remove_socket(listener->group, worker->slot);
+	worker->present &= ~(1ULL << listener->index);
+	if (worker->present || worker != &registration->workers[registration->n_workers - 1])
+		return;
+	registration->service->manager->slots[worker->slot] = NULL;
+	manager_account(registration->service->manager, registration->uid)->n_slots--;
+	registration->n_workers--;
+}
+
 unsigned registration_drain(
 	struct registration *registration, int32_t slot, enum protocol_drain_reason reason)
 {
 	struct service *service = registration->service;
 	uint64_t timeout = service->config->drain_timeout_usec;
+	bool idle = registration->max_workers && !registration->n_workers;
 	unsigned n = 0;
 
+	if (slot < 0 && idle && !registration->drained && registration->client)
+		client_send_drain(registration->client, registration, reason, timeout);
+	registration->drained |= slot < 0;
 	for (uint32_t i = 0; i < registration->n_workers; i++) {
 		struct worker *worker = &registration->workers[i];
 
@@ -252,6 +433,7 @@ unsigned registration_undrain(struct registration *registration, int32_t slot)
 {
 	unsigned n = 0;
 
+	registration->drained &= slot >= 0;
 	for (uint32_t i = 0; i < registration->n_workers && !registration->exited; i++) {
 		struct worker *worker = &registration->workers[i];
 
@@ -265,19 +447,6 @@ unsigned registration_undrain(struct registration *registration, int32_t slot)
 	if (n)
 		service_update(registration->service);
 	return n;
-}
-
-/* Which of the worker's sockets are there, as the kernel has it. */
-static uint64_t look_for_sockets(const struct worker *worker)
-{
-	const struct service *service = worker->registration->service;
-	uint64_t present = 0;
-
-	for (size_t i = 0; i < service->n_listeners; i++)
-		if (worker->present & 1ULL << i && service->listeners[i] &&
-			group_has_socket(service->listeners[i]->group, worker->slot, NULL))
-			present |= 1ULL << i;
-	return present;
 }
 
 void registration_check(struct registration *registration)
@@ -304,6 +473,8 @@ void registration_check(struct registration *registration)
 	}
 	if (changed)
 		service_update(service);
+	if (registration->adopted_usec && registration->ready && any_socket)
+		drain_predecessors(registration);
 	if (registration->exited && !any_socket)
 		registration_free(registration, "its process has ended");
 	else if (registration->exited && service->removed)

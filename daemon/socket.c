@@ -62,6 +62,18 @@ static int set_options(int fd, const struct listener_config *config, const char 
 	return 0;
 }
 
+int socket_adopt(int fd, const struct listener_config *config, const char **ret_step)
+{
+	int result = set_options(fd, config, ret_step);
+
+	if (result < 0)
+		return result;
+	*ret_step = "bind";
+	return bind(fd, (const struct sockaddr *)&config->address, config->address_length) < 0
+		       ? -errno
+		       : 0;
+}
+
 int socket_new(const struct listener_config *config, const char **ret_step)
 {
 	bool tcp = config->transport == TRANSPORT_TCP;

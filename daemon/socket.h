@@ -12,3 +12,9 @@
  * name of what failed ("bind", "setsockopt SO_MARK").
  */
 int socket_new(const struct listener_config *config, const char **ret_step);
+
+/*
+ * Gives a socket that somebody else made, of the listener's family and protocol and unbound, the
+ * same options, and binds it. 0 or a negative errno with *ret_step as above.
+ */
+int socket_adopt(int fd, const struct listener_config *config, const char **ret_step);

@@ -45,7 +45,7 @@ static const struct {
 	[PROTOCOL_CID_ADD] = {"CID_ADD", sizeof(struct protocol_cids), sizeof(struct protocol_cid)},
 	[PROTOCOL_CID_RETIRE] = {"CID_RETIRE", sizeof(struct protocol_cids),
 		sizeof(struct protocol_cid)},
-	[PROTOCOL_ADOPT] = {"ADOPT", 0, 0},
+	[PROTOCOL_ADOPT] = {"ADOPT", sizeof(struct protocol_adopt), 0},
 	[PROTOCOL_RESUME] = {"RESUME", 0, 0},
 	[PROTOCOL_WELCOME] = {"WELCOME", sizeof(struct protocol_welcome), 0},
 	[PROTOCOL_GRANT] = {"GRANT", sizeof(struct protocol_grant),
@@ -67,7 +67,7 @@ static bool type_known(uint16_t type)
  * EOPNOTSUPP. */
 static bool type_reserved(uint16_t type)
 {
-	return type == PROTOCOL_ADOPT || type == PROTOCOL_RESUME;
+	return type == PROTOCOL_RESUME;
 }
 
 const char *message_type_name(uint16_t type)
@@ -90,7 +90,7 @@ static const char *check_grant(const struct message *m)
 		return "GRANT: number of listeners out of range";
 	if (m->header.length != sizeof(*grant) + n * sizeof(struct protocol_grant_listener))
 		return "GRANT: length does not fit the number of listeners";
-	if (m->n_fds != n)
+	if (m->n_fds != (grant->n_workers ? n : 0))
 		return "GRANT: not one descriptor for each listener";
 	if (!terminated(grant->instance, sizeof(grant->instance)))
 		return "GRANT: instance is not NUL-terminated";
@@ -105,7 +105,9 @@ static const char *check_grant(const struct message *m)
 			return "GRANT: address of a listener is not NUL-terminated";
 		if (l->reserved)
 			return "GRANT: reserved field is not zero";
-		if (descriptor >= n)
+		if (!grant->n_workers && descriptor == PROTOCOL_NO_DESCRIPTOR)
+			continue;
+		if (!grant->n_workers || descriptor >= n)
 			return "GRANT: index of a descriptor out of range";
 		if (seen[descriptor]++)
 			return "GRANT: two listeners name the same descriptor";
@@ -146,6 +148,19 @@ static const char *check_ack(const struct message *m)
 	return NULL;
 }
 
+static const char *check_adopt(const struct message *m)
+{
+	uint16_t step = le16toh(m->adopt.step);
+
+	if (m->n_fds != 1)
+		return "ADOPT: without a socket";
+	if (step != PROTOCOL_ADOPT_BIND && step != PROTOCOL_ADOPT_LISTEN)
+		return "ADOPT: unknown step";
+	if (step == PROTOCOL_ADOPT_BIND && m->adopt.backlog)
+		return "ADOPT: backlog of a socket that is to be bound";
+	return m->adopt.flags ? "ADOPT: unknown flag" : NULL;
+}
+
 /* The rules of one type. Header, lengths of fixed bodies and unexpected descriptors were checked.
  */
 static const char *check_body(const struct message *m)
@@ -158,7 +173,8 @@ static const char *check_body(const struct message *m)
 			return "REGISTER: service is not NUL-terminated";
 		if (!terminated(m->reg.instance, sizeof(m->reg.instance)))
 			return "REGISTER: instance is not NUL-terminated";
-		return m->reg.flags ? "REGISTER: unknown flag" : NULL;
+		return le32toh(m->reg.flags) & ~PROTOCOL_REGISTER_ADOPT ? "REGISTER: unknown flag"
+									: NULL;
 	case PROTOCOL_ACK:
 		return check_ack(m);
 	case PROTOCOL_READY:
@@ -168,6 +184,8 @@ static const char *check_body(const struct message *m)
 	case PROTOCOL_CID_ADD:
 	case PROTOCOL_CID_RETIRE:
 		return check_cids(m);
+	case PROTOCOL_ADOPT:
+		return check_adopt(m);
 	case PROTOCOL_WELCOME:
 		if (!terminated(m->welcome.daemon_version, sizeof(m->welcome.daemon_version)))
 			return "WELCOME: version of the daemon is not NUL-terminated";
@@ -203,6 +221,7 @@ static size_t descriptors_max(uint16_t type)
 	switch (type) {
 	case PROTOCOL_HELLO:
 	case PROTOCOL_ACK:
+	case PROTOCOL_ADOPT:
 		return 1;
 	case PROTOCOL_GRANT:
 		return PROTOCOL_LISTENERS_MAX;

@@ -30,6 +30,21 @@
  *   ...                       <-   DRAIN_REQUESTED (event)
  *   UNREGISTER or exit        ->
  *
+ * A server that binds for itself is registered with PROTOCOL_REGISTER_ADOPT. It has no worker at
+ * first; each socket that it is about to bind is brought, and gets a slot once packets can reach
+ * it:
+ *
+ *   REGISTER (adopt)          ->
+ *                             <-   GRANT of 0 workers: the listeners  [no descriptor]
+ *   ACK [pidfd of the server] ->
+ *                             <-   OK
+ *   ADOPT (bind) [socket]     ->   unbound: bound into the listener's group; UDP: has a slot
+ *                             <-   OK
+ *   ADOPT (listen) [socket]   ->   TCP: listens and has a slot
+ *                             <-   OK
+ *   READY                     ->   workers are active as soon as they have a slot, from now on
+ *                             <-   OK
+ *
  * States of a worker: joining (from GRANT), active (from READY), draining, gone.
  */
 #pragma once
@@ -57,7 +72,7 @@ enum protocol_type {
 	PROTOCOL_UNREGISTER = 6,
 	PROTOCOL_CID_ADD = 7,
 	PROTOCOL_CID_RETIRE = 8,
-	PROTOCOL_ADOPT = 9,   /* reserved: answered with ERROR EOPNOTSUPP */
+	PROTOCOL_ADOPT = 9,
 	PROTOCOL_RESUME = 10, /* reserved: answered with ERROR EOPNOTSUPP */
 	/* daemon to client: answers */
 	PROTOCOL_WELCOME = 64,
@@ -116,15 +131,26 @@ struct protocol_welcome {
 	char daemon_version[32]; /* NUL terminated */
 } __attribute__((packed));
 
+/*
+ * The workers bring their sockets with ADOPT. n_workers is how many there may be at once: a slot is
+ * taken when a socket needs one. Sockets of different listeners share a slot, in the order in which
+ * they come: the third of each is the third worker's. Slots whose sockets were closed are used
+ * again.
+ */
+#define PROTOCOL_REGISTER_ADOPT 1u
+
 struct protocol_register {
 	char service[PROTOCOL_NAME_MAX];  /* NUL terminated */
 	char instance[PROTOCOL_NAME_MAX]; /* NUL terminated; empty: the daemon makes one up */
 	uint32_t n_workers;               /* 1 .. workers_max: a slot and a set of sockets each */
 	uint32_t weight;                  /* 1 .. 1000, 0 means the default, 100 */
-	uint32_t flags;                   /* 0 */
+	uint32_t flags;                   /* PROTOCOL_REGISTER_ADOPT */
 } __attribute__((packed));
 
-/* One listener of a granted worker. Descriptor `descriptor` of the message is its socket. */
+#define PROTOCOL_NO_DESCRIPTOR 0xffffu
+
+/* One listener of a granted worker. Descriptor `descriptor` of the message is its socket; where
+ * n_workers is 0 (PROTOCOL_REGISTER_ADOPT) there is none, and it is PROTOCOL_NO_DESCRIPTOR. */
 struct protocol_grant_listener {
 	char name[PROTOCOL_NAME_MAX];
 	char address[PROTOCOL_NAME_MAX]; /* "192.0.2.1:443" or "[2001:db8::1]:443" */
@@ -147,7 +173,7 @@ struct protocol_grant_listener {
 struct protocol_grant {
 	uint32_t registration; /* names this REGISTER in READY, DRAIN, UNREGISTER; never reused */
 	uint32_t worker;       /* 0 .. n_workers - 1 */
-	uint32_t n_workers;
+	uint32_t n_workers;    /* 0: the workers bring their sockets, `worker` and `slot` are 0 */
 	uint16_t slot;
 	uint16_t n_listeners;
 	char instance[PROTOCOL_NAME_MAX];
@@ -168,6 +194,35 @@ struct protocol_ack {
 struct protocol_registration {
 	uint32_t registration;
 	uint32_t flags; /* 0 */
+} __attribute__((packed));
+
+enum protocol_adopt_step {
+	/*
+	 * The socket is unbound. The daemon checks it, makes it its own (fchown(2), CAP_CHOWN),
+	 * sets SO_REUSEPORT and what the listener's configuration says, and binds it to the
+	 * listener's address. UDP and QUIC: it has a slot then. On an ERROR it is unbound still,
+	 * and its owner the one before.
+	 */
+	PROTOCOL_ADOPT_BIND = 1,
+	/*
+	 * TCP: the socket was bound so, and is to listen with `backlog`: it listens, and has a
+	 * slot. Again for one that has: the backlog is changed. ENOENT: it was never adopted.
+	 */
+	PROTOCOL_ADOPT_LISTEN = 2,
+};
+
+/*
+ * 1 descriptor: the socket. Answered with OK when all was done. ERROR: EXDEV: the socket belongs to
+ * another network namespace than the listener; EINVAL: it is bound already; EOPNOTSUPP: not of the
+ * listener's type, protocol or family; EPERM: the daemon lacks CAP_CHOWN; EDQUOT: too many workers;
+ * ESHUTDOWN: the registration drains; else what the system said.
+ */
+struct protocol_adopt {
+	uint32_t registration;
+	uint16_t listener; /* index in the GRANT */
+	uint16_t step;     /* enum protocol_adopt_step */
+	uint32_t backlog;  /* LISTEN: of listen(2); else 0 */
+	uint32_t flags;    /* 0 */
 } __attribute__((packed));
 
 struct protocol_cid {

@@ -98,7 +98,7 @@ static void on_executed(struct run *run)
 		run->drain_pending = false;
 		begin_drain(run);
 	}
-	if (run->ready == READY_EXEC)
+	if (run->ready == READY_EXEC && !run->adopt) /* else with its first socket */
 		run_become_ready(run);
 	else if (run->ready == READY_DELAY)
 		run->ready_at_usec = now_usec() + run->ready_usec;
@@ -108,7 +108,20 @@ static void on_executed(struct run *run)
 static void on_start_event(struct run *run)
 {
 	int error;
-	ssize_t size = recv(run->start_fd, &error, sizeof(error), MSG_DONTWAIT);
+	ssize_t size;
+
+	if (run->adopt && run->adopt_fd < 0) {
+		error = adopt_take(run);
+		if (!error || error == -EAGAIN)
+			return;
+		close_fd(&run->start_fd);
+		run_complain("cannot execute %s with --adopt: %s%s", run->server[0],
+			strerror(-error),
+			error == -EBUSY ? " (another seccomp filter here is listened to already)"
+					: "");
+		return;
+	}
+	size = recv(run->start_fd, &error, sizeof(error), MSG_DONTWAIT);
 
 	if (size < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
@@ -148,12 +161,13 @@ static int next_timeout(const struct run *run)
 static int serve(struct run *run)
 {
 	for (;;) {
-		enum { SIGNALS, SERVER, START, NOTIFY, DAEMON, N };
+		enum { SIGNALS, SERVER, START, NOTIFY, ADOPT, DAEMON, N };
 		struct pollfd fds[N] = {
 			[SIGNALS] = {.fd = run->signal_fd, .events = POLLIN},
 			[SERVER] = {.fd = run->server_pidfd, .events = POLLIN},
 			[START] = {.fd = run->start_fd, .events = POLLIN},
 			[NOTIFY] = {.fd = run->notify_fd, .events = POLLIN},
+			[ADOPT] = {.fd = run->adopt_fd, .events = POLLIN},
 			[DAEMON] = {.fd = reuseport_get_fd(run->context),
 				.events = (short)reuseport_get_events(run->context)},
 		};
@@ -167,6 +181,10 @@ static int serve(struct run *run)
 		 * before it went is still to be said. */
 		if (fds[START].revents)
 			on_start_event(run);
+		if (fds[ADOPT].revents & POLLIN)
+			adopt_read(run);
+		else if (fds[ADOPT].revents)
+			close_fd(&run->adopt_fd); /* nobody is left who could ask */
 		if (fds[NOTIFY].revents)
 			for (int i = 0; i < 64 && notify_read(run) > 0; i++)
 				; /* the rest is for the next round: signals wait, too */
@@ -197,6 +215,8 @@ static int launch(struct run *run)
 	const char *path = run->socket_path;
 	int result;
 
+	if (run->adopt && adopt_check() < 0)
+		return EXIT_LAUNCHER;
 	result = reuseport_open(&run->context, path, RUN_REQUEST_MSEC);
 	if (result < 0) {
 		if (!path)
@@ -218,8 +238,9 @@ static int launch(struct run *run)
 			return EXIT_LAUNCHER;
 		}
 	}
-	result = reuseport_register_for(run->context, run->service, run->instance, run->n_workers,
-		run->weight, REGISTER_MSEC, server_start, run);
+	result = (run->adopt ? reuseport_register_adopting : reuseport_register_for)(run->context,
+		run->service, run->instance, run->n_workers, run->weight, REGISTER_MSEC,
+		server_start, run);
 	if (result < 0) {
 		if (!run->arguments_wrong)
 			run_complain("%s", reuseport_error(run->context));
@@ -249,6 +270,7 @@ int main(int argc, char **argv)
 		.signal_fd = -1,
 		.notify_fd = -1,
 		.start_fd = -1,
+		.adopt_fd = -1,
 		.server_pidfd = -1,
 	};
 	int result;
@@ -263,6 +285,7 @@ int main(int argc, char **argv)
 	close_fd(&run.signal_fd);
 	close_fd(&run.notify_fd);
 	close_fd(&run.start_fd);
+	close_fd(&run.adopt_fd);
 	close_fd(&run.server_pidfd);
 	return result;
 }

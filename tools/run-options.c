@@ -8,6 +8,8 @@
 
 #include "tools/run.h"
 
+#define ADOPT_WORKERS 1024 /* what a registration may have at most: as many as the server binds */
+
 static void print_help(void)
 {
 	fputs("usage: reuseport-run --service NAME [OPTION...] -- SERVER [ARGUMENT...]\n"
@@ -15,10 +17,13 @@ static void print_help(void)
 	      "      --service NAME        service whose listeners the server gets\n"
 	      "      --instance NAME       stable name of this server; once ready, it replaces\n"
 	      "                            the one that had the name before\n"
-	      "      --workers N           sockets for each listener (1)\n"
+	      "      --workers N           sockets for each listener (1); with --adopt at most\n"
+	      "                            so many (1024)\n"
 	      "      --weight N            share of new connections, 1 to 1000 (100)\n"
 	      "      --pass HOW            listen-fds (default): LISTEN_FDS and LISTEN_FDNAMES,\n"
 	      "                            nginx: NGINX=\"3;4;\", args: {fd:NAME} in the arguments\n"
+	      "      --adopt               for servers that can only bind for themselves: their\n"
+	      "                            sockets are taken into the group as they bind them\n"
 	      "      --ready WHEN          exec (default): as soon as the server is executed,\n"
 	      "                            notify: when it sends READY=1, or so many seconds later\n"
 	      "      --drain-signal SIGNAL what the server gets when it is to finish (TERM;\n"
@@ -133,6 +138,7 @@ int options_parse(struct run *run, int argc, char **argv)
 		{"workers", required_argument, NULL, 'n'},
 		{"weight", required_argument, NULL, 'w'},
 		{"pass", required_argument, NULL, 'p'},
+		{"adopt", no_argument, NULL, 'a'},
 		{"ready", required_argument, NULL, 'r'},
 		{"drain-signal", required_argument, NULL, 'd'},
 		{"drain-delay", required_argument, NULL, 'D'},
@@ -141,6 +147,7 @@ int options_parse(struct run *run, int argc, char **argv)
 		{"version", no_argument, NULL, 'V'},
 		{},
 	};
+	bool n_workers_set = false, pass_set = false;
 	int option, result = 0;
 
 	while (result == 0 && (option = getopt_long(argc, argv, "+h", options, NULL)) >= 0) {
@@ -153,12 +160,17 @@ int options_parse(struct run *run, int argc, char **argv)
 			break;
 		case 'n':
 			result = parse_number("--workers", optarg, 1, 1024, &run->n_workers);
+			n_workers_set = true;
 			break;
 		case 'w':
 			result = parse_number("--weight", optarg, 1, 1000, &run->weight);
 			break;
 		case 'p':
 			result = parse_pass(optarg, &run->pass);
+			pass_set = true;
+			break;
+		case 'a':
+			run->adopt = true;
 			break;
 		case 'r':
 			result = parse_ready(run, optarg);
@@ -188,6 +200,12 @@ int options_parse(struct run *run, int argc, char **argv)
 		run_complain("--service is missing; see --help");
 		return -EINVAL;
 	}
+	if (run->adopt && pass_set) {
+		run_complain("--adopt: the server has its own sockets, --pass has nothing to pass");
+		return -EINVAL;
+	}
+	if (run->adopt && !n_workers_set)
+		run->n_workers = ADOPT_WORKERS;
 	run->server = argv + optind;
 	if (!*run->server) {
 		run_complain("the server to run is missing; see --help");

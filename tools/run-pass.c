@@ -137,7 +137,7 @@ static int check_connection_ids(const struct run *run)
 int pass_expand_arguments(const struct run *run, char ***ret)
 {
 	unsigned n_listeners = reuseport_n_listeners(run->context);
-	size_t n = 0, n_sockets = (size_t)n_listeners * run->n_workers;
+	size_t n = 0, n_sockets = run->adopt ? 0 : (size_t)n_listeners * run->n_workers;
 	_cleanup_(pass_free_arguments) char **arguments = NULL;
 	_cleanup_free_ bool *named = NULL;
 
@@ -146,11 +146,19 @@ int pass_expand_arguments(const struct run *run, char ***ret)
 	while (run->server[n])
 		n++;
 	arguments = calloc(n + 1, sizeof(*arguments));
-	named = calloc(n_sockets, sizeof(*named));
+	named = calloc(n_sockets + 1, sizeof(*named));
 	if (!arguments || !named)
 		return -ENOMEM;
 	for (size_t i = 0; i < n; i++) {
-		int result = expand_argument(run, run->server[i], named, &arguments[i]);
+		int result;
+
+		if (run->adopt) { /* there is no descriptor to be named */
+			arguments[i] = strdup(run->server[i]);
+			if (!arguments[i])
+				return -ENOMEM;
+			continue;
+		}
+		result = expand_argument(run, run->server[i], named, &arguments[i]);
 
 		if (result < 0)
 			return result;
@@ -178,8 +186,8 @@ int pass_expand_arguments(const struct run *run, char ***ret)
 int pass_place_sockets(struct run *run, int *start_fd)
 {
 	unsigned n_listeners = reuseport_n_listeners(run->context);
-	int n = (int)(n_listeners * run->n_workers);
-	_cleanup_free_ int *moved = calloc((size_t)n, sizeof(*moved));
+	int n = run->adopt ? 0 : (int)(n_listeners * run->n_workers);
+	_cleanup_free_ int *moved = calloc((size_t)n + 1, sizeof(*moved));
 	int fd;
 
 	if (!moved)
@@ -241,7 +249,7 @@ int pass_set_environment(struct run *run)
 		unsetenv("WATCHDOG_USEC");
 		unsetenv("WATCHDOG_PID");
 	}
-	if (run->pass == PASS_ARGS)
+	if (run->pass == PASS_ARGS || run->adopt)
 		return 0;
 
 	out = open_memstream(&names, &size);

@@ -38,6 +38,8 @@ static void become_server(struct run *run, char **arguments, int start_fd)
 	result = pass_place_sockets(run, &start_fd);
 	if (result == 0)
 		result = pass_set_environment(run);
+	if (result == 0 && run->adopt)
+		result = adopt_install(start_fd);
 	if (result == 0) {
 		sigprocmask(SIG_SETMASK, &run->original_mask, NULL);
 		execvp(arguments[0], arguments);

@@ -2,8 +2,9 @@
 /*
  * What the parts of reuseport-run share: the one server that it runs, from the command line to the
  * exit status. Each part knows one thing: run-options.c the command line, run-pass.c the ways in
- * which servers take sockets, run-server.c the server's process, run-notify.c what the server says
- * to its service manager, and reuseport-run.c the order of it all.
+ * which servers take sockets, run-adopt.c how the sockets of those that take none are had,
+ * run-server.c the server's process, run-notify.c what the server says to its service manager, and
+ * reuseport-run.c the order of it all.
  */
 #pragma once
 
@@ -30,6 +31,7 @@ struct run {
 	unsigned n_workers;
 	unsigned weight;
 	enum pass pass;
+	bool adopt;
 	enum ready ready;
 	uint64_t ready_usec; /* READY_DELAY */
 	int drain_signal;    /* 0: the default of the way to pass sockets */
@@ -43,6 +45,9 @@ struct run {
 	char notify_name[64]; /* as in NOTIFY_SOCKET */
 	int start_fd;         /* our end of the pair at which the child waits */
 	int server_pidfd;
+	int adopt_fd; /* where the kernel asks about the server's bind() and listen() */
+	uint64_t adopt_unanswered; /* SO_COOKIE of a socket whose bind() was not answered yet */
+	bool any_adopted;
 	pid_t server_pid;
 	sigset_t original_mask;
 	bool arguments_wrong; /* and already said so */
@@ -74,6 +79,20 @@ void pass_free_arguments(char ***arguments);
 int pass_place_sockets(struct run *run, int *start_fd);
 /* In the server's process: the variables that tell it of its sockets and of NOTIFY_SOCKET. */
 int pass_set_environment(struct run *run);
+
+/* run-adopt.c */
+
+/* Whether the kernel can; if not, it has been said. */
+int adopt_check(void);
+/* In the server's process, before it is executed: the filter; its listener goes to the launcher. */
+int adopt_install(int start_fd);
+/*
+ * Reads run->start_fd. 0: the listener has come and is run->adopt_fd. -EAGAIN: there is nothing.
+ * Else the error that kept the server from being executed.
+ */
+int adopt_take(struct run *run);
+/* One system call of the server. */
+void adopt_read(struct run *run);
 
 /* run-server.c */
 

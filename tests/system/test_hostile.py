@@ -119,7 +119,7 @@ def broken_messages():
     yield "length of 4 GiB", proto.header(proto.HELLO, 0xffffffff, 1) + hello
     yield "descriptors promised", proto.header(proto.HELLO, len(hello), 1, n_descriptors=200) + hello
     yield "above the limit", proto.header(proto.REGISTER, 20000, 1) + bytes(20000)
-    register = proto.REGISTER_FORMAT.pack(b"web", b"", 1, 0, 1)
+    register = proto.REGISTER_FORMAT.pack(b"web", b"", 1, 0, 2)
     yield "unknown flag", proto.header(proto.REGISTER, len(register), 1) + register
     register = proto.REGISTER_FORMAT.pack(b"w" * 64, b"", 1, 0, 0)
     yield "name without an end", proto.header(proto.REGISTER, len(register), 1) + register
@@ -140,9 +140,9 @@ def test_broken_framing_ends_the_connection_alone(daemon, descriptors_return, oc
     other.leave()
 
 
-def refused(connection, kind, body=b""):
+def refused(connection, kind, body=b"", descriptors=()):
     with pytest.raises(proto.Refused) as info:
-        connection.request(kind, body)
+        connection.request(kind, body, descriptors)
     assert info.value.sentence
     return info.value.error
 
@@ -157,7 +157,8 @@ def test_refused_requests_leave_the_connection(daemon, descriptors_return):
     connection.hello()
     refused(connection, 99, b"")
     refused(connection, proto.WELCOME, bytes(proto.WELCOME_FORMAT.size))
-    assert refused(connection, proto.ADOPT) == errno.EOPNOTSUPP
+    refused(connection, proto.ADOPT, proto.ADOPT_FORMAT.pack(1, 0, 1, 0, 0),
+            [connection.socket.fileno()])
     assert refused(connection, proto.RESUME) == errno.EOPNOTSUPP
     refused(connection, proto.READY, proto.REGISTRATION_FORMAT.pack(1, 0))
     refused(connection, proto.UNREGISTER, proto.REGISTRATION_FORMAT.pack(0xffffffff, 0))

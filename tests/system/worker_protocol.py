@@ -19,6 +19,9 @@ DRAIN_REQUESTED, KEYS_ROTATED, GOODBYE = 128, 129, 130
 
 DRAIN_OPERATOR, DRAIN_REPLACED, DRAIN_RELOAD, DRAIN_SHUTDOWN = 1, 2, 3, 4
 ACK_PROCESS = 1
+REGISTER_ADOPT = 1
+ADOPT_BIND, ADOPT_LISTEN = 1, 2
+NO_DESCRIPTOR = 0xffff
 
 SO_PEERPIDFD = 77  # Linux 6.5
 
@@ -35,6 +38,7 @@ DRAIN_REQUESTED_FORMAT = struct.Struct("<IIQ")
 KEYS_ROTATED_FORMAT = struct.Struct("<IIHHBBBB16s16s4s")
 CIDS_FORMAT = struct.Struct("<IIHH")
 CID_FORMAT = struct.Struct("<B20s3x")
+ADOPT_FORMAT = struct.Struct("<IHHII")
 
 TCP, UDP, QUIC = 1, 2, 3
 CID_QUIC_LB, CID_QUIC_LB_PLAIN, CID_REGISTERED, CID_NGINX, CID_OPAQUE = 1, 2, 3, 4, 5
@@ -324,3 +328,42 @@ class Worker:
         """The orderly end: the slots are given back, then the sockets close."""
         self.unregister()
         self.abandon()
+
+
+class Adopter:
+    """A registration that brings its own sockets."""
+
+    def __init__(self, path, service="web", instance="", max_workers=8, ready=True):
+        self.connection = Connection(path)
+        self.connection.hello()
+        kind, body, descriptors = self.connection.request(REGISTER, REGISTER_FORMAT.pack(
+            service.encode(), instance.encode(), max_workers, 0, REGISTER_ADOPT))
+        assert (kind, descriptors) == (GRANT, [])
+        self.registration, worker, n, slot, n_listeners, _ = GRANT_FORMAT.unpack_from(body)
+        assert (worker, n, slot) == (0, 0, 0)
+        self.listeners = [
+            Listener(body, GRANT_FORMAT.size + i * GRANT_LISTENER_FORMAT.size)
+            for i in range(n_listeners)]
+        for each in self.listeners:
+            assert each.descriptor == NO_DESCRIPTOR
+            assert each.key + each.token_secret == bytes(48), "no secret goes to who needs none"
+        kind, _, _ = self.connection.request(ACK, ACK_FORMAT.pack(self.registration, 0, 0, 0))
+        assert kind == OK
+        if ready:
+            self.ready()
+
+    def ready(self):
+        kind, _, _ = self.connection.request(READY, REGISTRATION_FORMAT.pack(self.registration, 0))
+        assert kind == OK
+
+    def index(self, name):
+        return [l.name for l in self.listeners].index(name)
+
+    def adopt(self, step, fd, listener=0, backlog=0, registration=None, flags=0):
+        kind, _, _ = self.connection.request(
+            ADOPT, ADOPT_FORMAT.pack(registration or self.registration, listener, step, backlog,
+                                     flags), [fd])
+        assert kind == OK
+
+    def close(self):
+        self.connection.close()

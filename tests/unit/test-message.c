@@ -296,10 +296,71 @@ static void every_type_is_accepted_in_its_plain_form(void **state)
 	expect_refused(f, &p, "descriptors where the type has none");
 }
 
+static void adopt_brings_one_socket(void **state)
+{
+	struct protocol_adopt bind = {.step = htole16(PROTOCOL_ADOPT_BIND)};
+	struct protocol_adopt listening = {
+		.step = htole16(PROTOCOL_ADOPT_LISTEN), .backlog = htole32(128)};
+	struct fixture *f = *state;
+	struct protocol_adopt wrong;
+	struct packet p;
+
+	make_packet(&p, PROTOCOL_ADOPT, &bind, sizeof(bind), 1);
+	expect_accepted(f, &p);
+	make_packet(&p, PROTOCOL_ADOPT, &listening, sizeof(listening), 1);
+	expect_accepted(f, &p);
+	make_packet(&p, PROTOCOL_ADOPT, &bind, sizeof(bind), 0);
+	expect_refused(f, &p, "without a socket");
+	make_packet(&p, PROTOCOL_ADOPT, &bind, sizeof(bind), 2);
+	expect_refused(f, &p, "descriptors where the type has none");
+	make_packet(&p, PROTOCOL_ADOPT, &bind, sizeof(bind) - 1, 1);
+	expect_refused(f, &p, "length of the body");
+	wrong = bind, wrong.step = htole16(3);
+	make_packet(&p, PROTOCOL_ADOPT, &wrong, sizeof(wrong), 1);
+	expect_refused(f, &p, "unknown step");
+	wrong = bind, wrong.backlog = htole32(1);
+	make_packet(&p, PROTOCOL_ADOPT, &wrong, sizeof(wrong), 1);
+	expect_refused(f, &p, "backlog");
+	wrong = bind, wrong.flags = htole32(1);
+	make_packet(&p, PROTOCOL_ADOPT, &wrong, sizeof(wrong), 1);
+	expect_refused(f, &p, "unknown flag");
+	make_packet(&p, PROTOCOL_REGISTER,
+		&(struct protocol_register){.flags = htole32(PROTOCOL_REGISTER_ADOPT)},
+		sizeof(struct protocol_register), 0);
+	expect_accepted(f, &p);
+	make_packet(&p, PROTOCOL_REGISTER, &(struct protocol_register){.flags = htole32(2)},
+		sizeof(struct protocol_register), 0);
+	expect_refused(f, &p, "unknown flag");
+}
+
+static void grant_of_no_worker_has_no_descriptor(void **state)
+{
+	struct {
+		struct protocol_grant fixed;
+		struct protocol_grant_listener listener;
+	} body = {
+		.fixed.n_listeners = htole16(1),
+		.listener.descriptor = htole16(PROTOCOL_NO_DESCRIPTOR),
+	};
+	struct fixture *f = *state;
+	struct packet p;
+
+	make_packet(&p, PROTOCOL_GRANT, &body, sizeof(body), 0);
+	expect_accepted(f, &p);
+	make_packet(&p, PROTOCOL_GRANT, &body, sizeof(body), 1);
+	expect_refused(f, &p, "not one descriptor for each listener");
+	body.listener.descriptor = 0;
+	make_packet(&p, PROTOCOL_GRANT, &body, sizeof(body), 0);
+	expect_refused(f, &p, "index of a descriptor");
+	body.fixed.n_workers = htole32(1);
+	body.listener.descriptor = htole16(PROTOCOL_NO_DESCRIPTOR);
+	make_packet(&p, PROTOCOL_GRANT, &body, sizeof(body), 1);
+	expect_refused(f, &p, "index of a descriptor");
+}
+
 static void unknown_types_pass_with_whatever_they_carry(void **state)
 {
-	static const uint16_t unknown[] = {
-		0, 11, 63, 68, 131, 1000, 65535, PROTOCOL_ADOPT, PROTOCOL_RESUME};
+	static const uint16_t unknown[] = {0, 11, 63, 68, 131, 1000, 65535, PROTOCOL_RESUME};
 	struct fixture *f = *state;
 	uint8_t body[100];
 	struct packet p;
@@ -649,6 +710,8 @@ int main(void)
 		TEST(descriptors_arrive_and_can_be_taken),
 		TEST(the_sender_is_known_by_its_credentials),
 		TEST(every_type_is_accepted_in_its_plain_form),
+		TEST(adopt_brings_one_socket),
+		TEST(grant_of_no_worker_has_no_descriptor),
 		TEST(unknown_types_pass_with_whatever_they_carry),
 		TEST(a_broken_header_is_refused),
 		TEST(a_message_too_long_is_refused),

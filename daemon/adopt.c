@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Sockets that a server made itself, and was about to bind: checked, made the daemon's own, bound
+ * into the listener's group, and put at a slot.
+ *
+ * Nothing is kept between the two steps of a TCP socket. That it was bound here is to be seen at
+ * the socket itself: it has the listener's address and the daemon's uid, which only this daemon
+ * gives.
+ *
+ * The server still holds the socket, and other threads of it may do what they like meanwhile. What
+ * matters is the moment between fchown() and bind(), in which a socket with the daemon's uid could
+ * be bound into the group of another service. Then our own bind() fails, since a socket is bound
+ * once, and the socket is silenced: it can take part in a group, and even get in front of it, but
+ * gets nothing (the sink, in group.h, says how).
+ */
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/util.h"
+#include "daemon/group.h"
+#include "daemon/log.h"
+#include "daemon/manager.h"
+#include "daemon/socket.h"
+
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71 /* Linux 5.14 */
+#endif
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262 /* Linux 5.6 */
+#endif
+
+struct adoption {
+	struct registration *registration;
+	struct listener *listener;
+	int fd;
+	char *text; /* why not, PROTOCOL_TEXT_MAX octets */
+};
+
+static int refuse(const struct adoption *adoption, int error, const char *format, ...)
+	_printf_(3, 4);
+
+static int refuse(const struct adoption *adoption, int error, const char *format, ...)
+{
+	const struct listener_config *config = adoption->listener->config;
+	va_list arguments;
+	int n;
+
+	n = snprintf(adoption->text, PROTOCOL_TEXT_MAX, "listener %s (%s://%s): ", config->name,
+		transport_name(config->transport), config->address_text);
+	va_start(arguments, format);
+	vsnprintf(adoption->text + n, PROTOCOL_TEXT_MAX - (size_t)n, format, arguments);
+	va_end(arguments);
+	return error;
+}
+
+static int socket_number(int fd, int option)
+{
+	int value = -1;
+	socklen_t length = sizeof(value);
+
+	return getsockopt(fd, SOL_SOCKET, option, &value, &length) < 0 ? -errno : value;
+}
+
+static uint64_t network_cookie(int fd)
+{
+	uint64_t cookie = 0;
+	socklen_t length = sizeof(cookie);
+
+	getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length);
+	return cookie;
+}
+
+/* Family, type, protocol, network namespace and device: what no option of ours can make right. */
+static int check_kind(const struct adoption *adoption)
+{
+	const struct listener_config *config = adoption->listener->config;
+	const char *device = config->bind_to_device ? config->bind_to_device : "";
+	int fd = adoption->fd, protocol = socket_number(fd, SO_PROTOCOL);
+	char bound_device[32] = "";
+	socklen_t length = sizeof(bound_device) - 1;
+
+	if (protocol < 0)
+		return refuse(adoption, -EOPNOTSUPP, "the descriptor is not a socket");
+	if (network_cookie(fd) != network_cookie(adoption->listener->group->sink))
+		return refuse(adoption, -EXDEV,
+			"the socket is of another network namespace than the daemon");
+	if (protocol == IPPROTO_MPTCP)
+		return refuse(adoption, -EOPNOTSUPP,
+			"the socket is MPTCP, which has no reuseport groups: turn it off in the server "
+			"(Go: GODEBUG=multipathtcp=0)");
+	if (socket_number(fd, SO_DOMAIN) != config->address.ss_family)
+		return refuse(adoption, -EOPNOTSUPP, "the socket is not IPv%d",
+			config->address.ss_family == AF_INET ? 4 : 6);
+	if (socket_number(fd, SO_TYPE) !=
+		(config->transport == TRANSPORT_TCP ? SOCK_STREAM : SOCK_DGRAM))
+		return refuse(adoption, -EOPNOTSUPP, "the socket has another type (%d)",
+			socket_number(fd, SO_TYPE));
+	if (protocol != (config->transport == TRANSPORT_TCP ? IPPROTO_TCP : IPPROTO_UDP))
+		return refuse(
+			adoption, -EOPNOTSUPP, "the socket has another protocol (%d)", protocol);
+	if (getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, bound_device, &length) >= 0 &&
+		*bound_device && strcmp(bound_device, device) != 0)
+		return refuse(adoption, -EOPNOTSUPP,
+			"the socket is bound to device %s, the listener to %s", bound_device,
+			*device ? device : "none");
+	return 0;
+}
+
+static uint16_t local_port(int fd)
+{
+	struct sockaddr_storage address = {0};
+	socklen_t length = sizeof(address);
+
+	if (getsockname(fd, (struct sockaddr *)&address, &length) < 0)
+		return 0;
+	/* The port stands at the same place in both. */
+	return ((const struct sockaddr_in *)&address)->sin_port;
+}
+
+static int check_unbound(const struct adoption *adoption)
+{
+	struct sockaddr_storage peer;
+	socklen_t length = sizeof(peer);
+	struct tcp_info info = {0};
+
+	if (local_port(adoption->fd))
+		return refuse(adoption, -EINVAL, "the socket is bound already");
+	if (getpeername(adoption->fd, (struct sockaddr *)&peer, &length) == 0)
+		return refuse(adoption, -EINVAL, "the socket is connected");
+	length = sizeof(info);
+	if (adoption->listener->config->transport == TRANSPORT_TCP &&
+		(getsockopt(adoption->fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ||
+			info.tcpi_state != TCP_CLOSE))
+		return refuse(adoption, -EINVAL, "the socket is connected or listening");
+	return 0;
+}
+
+static int explain_bind(const struct adoption *adoption, int error, const char *step)
+{
+	if (error == -EPERM)
+		return refuse(adoption, error, "%s: %s (needs CAP_NET_ADMIN or CAP_NET_RAW)", step,
+			strerror(-error));
+	if (error == -EACCES)
+		return refuse(adoption, error,
+			"%s: %s (a port below 1024 needs CAP_NET_BIND_SERVICE)", step,
+			strerror(-error));
+	return refuse(adoption, error, "%s: %s", step, strerror(-error));
+}
+
+/*
+ * Somebody bound the socket in the moment in which it was ours. It may be a member of any group
+ * now. On a device that does not exist, which takes CAP_NET_RAW to change again, the kernel finds
+ * it for no packet (SO_BINDTOIFINDEX does not look whether there is one). It stays the daemon's,
+ * because a bound socket of another owner would keep the group from growing.
+ */
+static int condemn(const struct adoption *adoption)
+{
+	const struct registration *registration = adoption->registration;
+	const int no_device = INT32_MAX;
+
+	if (setsockopt(adoption->fd, SOL_SOCKET, SO_BINDTOIFINDEX, &no_device, sizeof(no_device)) <
+			0 ||
+		group_silence_socket(adoption->fd) < 0)
+		log_error("cannot silence a socket of user %u: %s", registration->uid,
+			strerror(errno));
+	manager_account(registration->service->manager, registration->uid)->may_not_adopt = true;
+	log_error(
+		"%s: instance %s (user %u, pid %d) bound a socket elsewhere while it was adopted; "
+		"the socket gets nothing now, and no socket of this user is adopted any more",
+		registration->service->config->name, registration->instance, registration->uid,
+		(int)registration->pid);
+	return refuse(adoption, -EINVAL, "the socket was bound by its holder meanwhile");
+}
+
+static int own_and_bind(const struct adoption *adoption)
+{
+	const struct listener_config *config = adoption->listener->config;
+	const char *step = "";
+	struct stat before;
+	int result, error;
+
+	if (fstat(adoption->fd, &before) < 0)
+		return refuse(adoption, -errno, "fstat: %s", strerror(errno));
+	if (before.st_uid != geteuid() && fchown(adoption->fd, geteuid(), (gid_t)-1) < 0) {
+		error = errno;
+		return refuse(adoption, -error,
+			"cannot become the owner of the socket: %s (needs CAP_CHOWN: install the "
+			"drop-in chown.conf, or start reuseportd with --adopt)",
+			strerror(error));
+	}
+	result = socket_adopt(adoption->fd, config, &step);
+	if (result >= 0)
+		return 0;
+	if (local_port(adoption->fd))
+		return condemn(adoption);
+	if (before.st_uid != geteuid() && fchown(adoption->fd, before.st_uid, (gid_t)-1) < 0)
+		log_warning(
+			"cannot give a socket back to user %u: %s", before.st_uid, strerror(errno));
+	return explain_bind(adoption, result, step);
+}
+
+static int put_at_slot(const struct adoption *adoption)
+{
+	struct listener *listener = adoption->listener;
+	const char *reason = "", *step = "";
+	struct worker *worker;
+	int result;
+
+	worker = registration_take_worker(adoption->registration, listener, &result, &reason);
+	if (!worker)
+		return refuse(adoption, result, "%s", reason);
+	result = group_adopt_socket(
+		listener->group, listener->config, worker->slot, adoption->fd, &step);
+	if (result < 0) {
+		registration_drop_worker(worker, listener);
+		return refuse(adoption, result, "%s: %s", step, strerror(-result));
+	}
+	group_reset_slot(listener->group, worker->slot);
+	registration_joined(worker, listener);
+	return 0;
+}
+
+static int adopt_bind(const struct adoption *adoption)
+{
+	int result = check_unbound(adoption);
+
+	if (result < 0)
+		return result;
+	/* The server is to hear of it before it has the address. */
+	if (adoption->registration->drained)
+		return refuse(adoption, -ESHUTDOWN, "the instance drains, its server is to end");
+	result = own_and_bind(adoption);
+	if (result < 0 || adoption->listener->config->transport == TRANSPORT_TCP)
+		return result;
+	return put_at_slot(adoption);
+}
+
+static bool has_address_of(const struct listener_config *config, int fd)
+{
+	struct sockaddr_storage address = {0};
+	socklen_t length = sizeof(address);
+
+	if (getsockname(fd, (struct sockaddr *)&address, &length) < 0 ||
+		address.ss_family != config->address.ss_family)
+		return false;
+	if (address.ss_family == AF_INET) {
+		const struct sockaddr_in *a = (const void *)&address,
+					 *b = (const void *)&config->address;
+
+		return a->sin_port == b->sin_port && a->sin_addr.s_addr == b->sin_addr.s_addr;
+	}
+	const struct sockaddr_in6 *a = (const void *)&address, *b = (const void *)&config->address;
+
+	return a->sin6_port == b->sin6_port &&
+	       memcmp(&a->sin6_addr, &b->sin6_addr, sizeof(a->sin6_addr)) == 0;
+}
+
+/* Whether the socket stands at the slot of one of the registration's workers. */
+static bool stands_at_slot(const struct adoption *adoption)
+{
+	uint64_t cookie = 0, standing;
+	socklen_t length = sizeof(cookie);
+
+	if (getsockopt(adoption->fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0)
+		return false;
+	for (uint32_t i = 0; i < adoption->registration->n_workers; i++)
+		if (group_has_socket(adoption->listener->group,
+			    adoption->registration->workers[i].slot, &standing) &&
+			standing == cookie)
+			return true;
+	return false;
+}
+
+static int adopt_listen(const struct adoption *adoption, uint32_t backlog)
+{
+	struct stat status;
+
+	if (adoption->listener->config->transport != TRANSPORT_TCP)
+		return refuse(adoption, -EOPNOTSUPP, "only TCP sockets listen");
+	if (fstat(adoption->fd, &status) < 0 || status.st_uid != geteuid() ||
+		socket_number(adoption->fd, SO_REUSEPORT) != 1 ||
+		!has_address_of(adoption->listener->config, adoption->fd))
+		return refuse(adoption, -ENOENT, "the socket was not adopted when it was bound");
+	if (listen(adoption->fd, (int)backlog) < 0) {
+		int error = errno;
+
+		return refuse(adoption, -error, "listen: %s", strerror(error));
+	}
+	return stands_at_slot(adoption) ? 0 : put_at_slot(adoption);
+}
+
+int adopt_socket(struct registration *registration, struct listener *listener, int fd,
+	enum protocol_adopt_step step, uint32_t backlog, char *text)
+{
+	const struct adoption adoption = {
+		.registration = registration,
+		.listener = listener,
+		.fd = fd,
+		.text = text,
+	};
+	int result;
+
+	*text = '\0';
+	if (manager_account(registration->service->manager, registration->uid)->may_not_adopt)
+		return refuse(&adoption, -EPERM,
+			"user %u bound a socket elsewhere while it was adopted; restart reuseportd to "
+			"allow it again",
+			registration->uid);
+	result = check_kind(&adoption);
+	if (result < 0)
+		return result;
+	return step == PROTOCOL_ADOPT_BIND ? adopt_bind(&adoption)
+					   : adopt_listen(&adoption, backlog);
+}

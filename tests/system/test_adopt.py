@@ -1,0 +1,629 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+reuseport-run --adopt with servers of our own, which bind for themselves and know nothing: exact
+counts. Servers of Debian's are in test_adopt_hosts.py.
+"""
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import pathlib
+import pwd
+import signal
+import socket
+import struct
+import textwrap
+
+import pytest
+
+import harness
+import worker_protocol as proto
+
+PORT = 8080
+ADDRESS = ("127.0.0.1", PORT)
+
+# What a server says of itself is in a file as JSON; it goes on by the lines of its standard input.
+PRELUDE = r"""
+import errno, json, os, select, signal, socket, sys, threading
+path = sys.argv[1]
+def tell(**what):
+    with open(path + ".new", "w") as stream:
+        json.dump(dict(what, pid=os.getpid()), stream)
+    os.rename(path + ".new", path)
+def bind(address, kind=socket.SOCK_STREAM, family=socket.AF_INET):
+    s = socket.socket(family, kind)
+    s.bind(address)
+    return s
+def listen(address, **options):
+    s = bind(address, **options)
+    s.listen(128)
+    return s
+def serve(listeners, name):
+    ended = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+    poll = select.epoll()
+    for each in listeners:
+        each.setblocking(False)
+        poll.register(each, select.EPOLLIN)
+    by_fd = {each.fileno(): each for each in listeners}
+    while not ended:
+        for fd, _ in poll.poll(0.02):
+            try:
+                connection, _ = by_fd[fd].accept()
+            except BlockingIOError:
+                continue
+            connection.setblocking(True)
+            connection.sendall(name.encode() + b" " + connection.recv(4096))
+            connection.close()
+"""
+
+
+class Adopted:
+    """A server under reuseport-run --adopt. code: Python, after PRELUDE."""
+
+    def __init__(self, daemon, directory, name, code, options=(), **popen):
+        self.path = directory / f"{name}.json"
+        program = directory / f"{name}.py"
+        program.write_text(PRELUDE + textwrap.dedent(code))
+        self.process = harness.Process(
+            [harness.REUSEPORT_RUN, "--socket", daemon.worker_socket, "--service", "web",
+             "--adopt", *options, "--", "/usr/bin/python3", "-I", program, self.path],
+            directory / f"{name}.log", **popen)
+
+    def told(self):
+        def there():
+            assert self.process.returncode is None or self.path.exists(), self.process.output()
+            return self.path.exists()
+        harness.poll_until(there, "the server has told something")
+        return json.loads(self.path.read_text())
+
+
+@pytest.fixture
+def daemon(start_daemon, configuration):
+    configuration.service("web", f"""[Service]
+[Listener http]
+ListenStream=127.0.0.1:{PORT}
+[Listener admin]
+ListenStream=127.0.0.1:{PORT + 1}
+[Listener dns]
+ListenDatagram=127.0.0.1:{PORT}
+""")
+    return start_daemon("--adopt", "--config", configuration.directory)
+
+
+@pytest.fixture
+def adopt(daemon, tmp_path):
+    running = []
+
+    def start(name, code, *options, **more):
+        running.append(Adopted(daemon, tmp_path, name, code, options, **more))
+        return running[-1]
+    yield start
+    for each in running:
+        each.process.stop()
+        print(f"--- {each.path.stem} said:\n{each.process.output()}---")
+
+
+def ask(name, port=PORT, count=20):
+    clients = [harness.tcp_client(("127.0.0.1", port), b"request %d\n" % i) for i in range(count)]
+    harness.check_answers(clients, name)
+    harness.close_all(clients)
+
+
+def states(daemon):
+    return sorted((w["instance"], w["state"]) for w in daemon.status("web")["workers"])
+
+
+def test_bind_of_the_services_address_is_adopted(daemon, adopt):
+    """Same descriptor, same cookie, same options, and a slot as soon as listen() has returned."""
+    one = adopt("one", f"""
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50000)
+        poll = select.epoll()
+        poll.register(s, select.EPOLLIN)
+        COOKIE = 57
+        before = s.fileno(), s.getsockopt(socket.SOL_SOCKET, COOKIE, 8).hex(), s.get_inheritable()
+        s.bind(("127.0.0.1", {PORT}))
+        bound = s.getsockname()
+        s.listen(7)
+        after = s.fileno(), s.getsockopt(socket.SOL_SOCKET, COOKIE, 8).hex(), s.get_inheritable()
+        tell(same=before == after, name=bound, blocking=s.getblocking(),
+             keepalive=s.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+             buffer=s.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+        ready = poll.poll(30)
+        assert ready == [(s.fileno(), select.EPOLLIN)], ready
+        serve([s], "one")
+        """, "--instance", "one")
+    told = one.told()
+    assert told["same"] and told["blocking"] and told["keepalive"] == 1
+    assert told["buffer"] == 100000
+    assert told["name"] == list(ADDRESS)
+    assert states(daemon) == [("one", "active")], "when listen() has returned"
+    assert daemon.status("web")["workers"][0]["pid"] == told["pid"]
+    ask(b"one")
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait() == 0
+    harness.poll_until(lambda: states(daemon) == [], "the slot is given back")
+
+
+NEVER_ACCEPTS = f"""
+    s = listen(("127.0.0.1", {PORT}))
+    tell()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.pause()
+    """
+ACCEPTS = f"""
+    s = listen(("127.0.0.1", {PORT}))
+    tell()
+    serve([s], %r)
+    """
+
+
+def test_accept_queue_survives_replacement(daemon, adopt):
+    """What waits in the old server's queue is answered by the new one, every connection of it."""
+    old = adopt("old", NEVER_ACCEPTS, "--instance", "x")
+    old.told()
+    clients = [harness.tcp_client(ADDRESS, b"request %d\n" % i) for i in range(100)]
+    adopt("new", ACCEPTS % "new", "--instance", "x").told()
+    assert old.process.wait() == 0
+    harness.check_answers(clients, b"new")
+    harness.close_all(clients)
+    assert states(daemon) == [("x", "active")]
+
+
+def test_accept_queue_survives_a_kill(daemon, adopt):
+    old = adopt("old", NEVER_ACCEPTS)
+    old.told()
+    clients = [harness.tcp_client(ADDRESS, b"request %d\n" % i) for i in range(100)]
+    os.kill(old.told()["pid"], signal.SIGKILL)
+    assert old.process.wait() == 128 + signal.SIGKILL
+    adopt("new", ACCEPTS % "new").told()
+    harness.check_answers(clients, b"new")
+    harness.close_all(clients)
+
+
+def test_every_socket_of_every_process_and_thread_gets_a_slot(daemon, adopt):
+    """Sockets of a thread, of a child, and of a child's child; the k-th of each listener share one."""
+    one = adopt("one", f"""
+        held = []
+        def in_thread():
+            held.append(listen(("127.0.0.1", {PORT})))
+        t = threading.Thread(target=in_thread)
+        t.start()
+        t.join()
+        held.append(listen(("127.0.0.1", {PORT + 1})))
+        reader, writer = os.pipe()
+        for depth in range(2):
+            if os.fork():
+                break
+            held.append(listen(("127.0.0.1", {PORT})))
+            os.write(writer, b"x")
+        else:
+            serve(held, "grandchild")
+            os._exit(0)
+        if depth == 0:
+            got = b""
+            while len(got) < 2:
+                got += os.read(reader, 2)
+            tell()
+        serve(held, "one")
+        if depth == 0:
+            os.killpg(0, signal.SIGTERM)
+        """, start_new_session=True)
+    one.told()
+    workers = daemon.status("web")["workers"]
+    assert len(workers) == 3 and {w["state"] for w in workers} == {"active"}
+    clients = [harness.tcp_client(ADDRESS, b"request\n") for _ in range(60)]
+    clients.append(harness.tcp_client(("127.0.0.1", PORT + 1), b"request\n"))
+    # A child has what its parent had, so which of the processes answers is open.
+    answers = [harness.receive_line(c) for c in clients]
+    harness.close_all(clients)
+    assert len(answers) == 61
+    assert set(answers) <= {b"one request\n", b"grandchild request\n"}
+
+
+def test_other_addresses_pass_untouched(daemon, adopt, tmp_path):
+    one = adopt("one", f"""
+        import stat
+        others = [listen(("127.0.0.1", 9999)), listen(("127.0.0.2", {PORT})),
+                  listen(("::1", {PORT}), family=socket.AF_INET6),
+                  bind(("127.0.0.1", {PORT + 1}), kind=socket.SOCK_DGRAM),
+                  listen({str(tmp_path / "socket")!r}, family=socket.AF_UNIX),
+                  listen(("127.0.0.1", 0))]
+        tell(uids=[os.fstat(s.fileno()).st_uid for s in others])
+        serve(others[:3], "one")
+        """)
+    assert one.told()["uids"] == [0] * 6
+    ask(b"one", 9999)
+    assert daemon.status("web")["workers"] == []
+
+
+FAILS = """
+    def fails(function, *arguments):
+        try:
+            function(*arguments)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+        return None
+    """
+
+
+def test_errors_are_those_of_the_kernel_and_the_log_says_why(daemon, adopt):
+    one = adopt("one", FAILS + f"""
+    s = bind(("127.0.0.1", {PORT}))
+    told = {{
+        "twice": fails(s.bind, ("127.0.0.1", {PORT})),
+        "overlaps": fails(bind, ("0.0.0.0", {PORT})),
+        "both": fails(lambda: listen(("::", {PORT}), family=socket.AF_INET6)),
+        "mptcp": fails(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+                       .bind(("127.0.0.1", {PORT}))),
+    }}
+    tell(**told)
+    """)
+    told = one.told()
+    assert told["twice"] == "EINVAL"
+    assert told["overlaps"] == told["both"] == "EADDRINUSE"
+    assert told["mptcp"] in ("EADDRINUSE", "EPROTONOSUPPORT", "ENOPROTOOPT")
+    assert one.process.wait() == 0
+    said = one.process.output()
+    assert said.count(f"overlaps with listener http (127.0.0.1:{PORT})") == 2, said
+    if told["mptcp"] == "EADDRINUSE":
+        assert "is MPTCP" in said
+
+
+def test_without_cap_chown_the_error_says_what_to_do(start_daemon, tmp_path):
+    daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}")
+    one = Adopted(daemon, tmp_path, "one", FAILS + f"""
+    tell(error=fails(bind, ("127.0.0.1", {PORT})))
+    """)
+    assert one.told()["error"] == "EADDRINUSE"
+    assert one.process.wait() == 0
+    said = one.process.output()
+    assert "needs CAP_CHOWN" in said and "--adopt" in said
+
+
+def test_without_a_daemon_bind_fails_and_the_server_goes_on(daemon, adopt, tmp_path):
+    one = adopt("one", FAILS + f"""
+    s = listen(("127.0.0.1", {PORT}))
+    tell()
+    while not os.path.exists({str(tmp_path / "gone")!r}):
+        select.select([], [], [], 0.01)
+    tell(error=fails(bind, ("127.0.0.1", {PORT + 1})), other=fails(bind, ("127.0.0.1", 9999)))
+    serve([s], "one")
+    """)
+    one.told()
+    daemon.killed = True
+    daemon.process.process.kill()
+    daemon.process.wait()
+    (tmp_path / "gone").touch()
+    harness.poll_until(lambda: one.told().get("error"), "the server has tried")
+    assert one.told() == {"pid": one.told()["pid"], "error": "EADDRINUSE", "other": None}
+    ask(b"one")
+    assert "connection to reuseportd ended" in one.process.output()
+
+
+def test_udp_socket_has_its_slot_when_it_is_bound(daemon, adopt):
+    one = adopt("one", f"""
+        s = bind(("127.0.0.1", {PORT}), kind=socket.SOCK_DGRAM)
+        tell()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        while True:
+            data, sender = s.recvfrom(2000)
+            s.sendto(b"one " + data, sender)
+        """)
+    one.told()
+    assert [w["state"] for w in daemon.status("web")["workers"]] == ["active"]
+    clients = [harness.udp_client(ADDRESS) for _ in range(50)]
+    for i, client in enumerate(clients):
+        client.send(b"%d" % i)
+    assert [c.recv(100) for c in clients] == [b"one %d" % i for i in range(50)]
+    harness.close_all(clients)
+
+
+def test_closed_and_revived_sockets(daemon, adopt):
+    """A socket that is shut down and listens again has its slot again; closed ones leave theirs."""
+    one = adopt("one", f"""
+        for _ in range(50):
+            listen(("127.0.0.1", {PORT})).close()
+        s = listen(("127.0.0.1", {PORT}))
+        s.listen(5)
+        s.shutdown(socket.SHUT_RD)
+        s.listen(128)
+        tell()
+        serve([s], "one")
+        """)
+    one.told()
+    assert len(daemon.status("web")["workers"]) == 1
+    ask(b"one")
+
+
+def test_predecessor_goes_when_all_that_it_has_is_there(daemon, adopt, tmp_path):
+    old = adopt("old", f"""
+        both = [listen(("127.0.0.1", {PORT})), listen(("127.0.0.1", {PORT + 1}))]
+        tell()
+        serve(both, "old")
+        """, "--instance", "x")
+    old.told()
+    go = tmp_path / "go"
+    new = adopt("new", f"""
+        first = listen(("127.0.0.1", {PORT}))
+        tell()
+        while not os.path.exists({str(go)!r}):
+            select.select([], [], [], 0.01)
+        serve([first, listen(("127.0.0.1", {PORT + 1}))], "new")
+        """, "--instance", "x")
+    new.told()
+    assert states(daemon) == [("x", "active"), ("x", "active")]
+    ask(b"old", PORT + 1)
+    go.touch()
+    assert old.process.wait() == 0
+    ask(b"new", PORT + 1)
+    ask(b"new")
+
+
+def test_predecessor_goes_after_a_while_when_the_new_one_has_less(daemon, adopt):
+    old = adopt("old", f"""
+        both = [listen(("127.0.0.1", {PORT})), listen(("127.0.0.1", {PORT + 1}))]
+        tell()
+        serve(both, "old")
+        """, "--instance", "x")
+    old.told()
+    adopt("new", ACCEPTS % "new", "--instance", "x").told()
+    assert old.process.wait() == 0
+    ask(b"new")
+
+
+def test_ready_waits_for_the_server_where_it_says_so(daemon, adopt, tmp_path):
+    go = tmp_path / "go"
+    one = adopt("one", f"""
+        s = listen(("127.0.0.1", {PORT}))
+        tell()
+        while not os.path.exists({str(go)!r}):
+            select.select([], [], [], 0.01)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as n:
+            n.sendto(b"READY=1", "\\0" + os.environ["NOTIFY_SOCKET"][1:])
+        serve([s], "one")
+        """, "--instance", "one", "--ready", "notify")
+    one.told()
+    assert states(daemon) == [("one", "joining")]
+    clients = [harness.tcp_client(ADDRESS, b"request %d\n" % i) for i in range(20)]
+    go.touch()
+    harness.check_answers(clients, b"one")
+    harness.close_all(clients)
+
+
+def test_plain_user_below_port_1024(start_daemon, configuration, tmp_path):
+    """The launcher has no privilege, so the server gets none by setuid programs; all else is alike."""
+    nobody = pwd.getpwnam("nobody")
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents:
+        if str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+    configuration.service("web", "[Service]\nAllowUser=nobody\n[Listener http]\n"
+                                 "ListenStream=127.0.0.1:81\n")
+    daemon = start_daemon("--adopt", "--config", configuration.directory)
+    one = Adopted(daemon, tmp_path, "one", """
+        s = listen(("127.0.0.1", 81))
+        with open("/proc/self/status") as stream:
+            tell(status=dict(line.rstrip("\\n").split(":\\t", 1) for line in stream if ":\\t" in line))
+        serve([s], "one")
+        """, user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[])
+    try:
+        status = one.told()["status"]
+        assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
+        assert status["Uid"].split()[0] == str(nobody.pw_uid)
+        ask(b"one", 81)
+    finally:
+        one.process.stop()
+
+
+def test_server_that_dies_while_it_binds(daemon, adopt):
+    """Children killed in the middle of it: no slot stays, the next one is served as ever."""
+    one = adopt("one", f"""
+        import time, random
+        for i in range(200):
+            pid = os.fork()
+            if pid == 0:
+                while True:
+                    listen(("127.0.0.1", {PORT})).close()
+            time.sleep(random.random() * 0.003)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        s = listen(("127.0.0.1", {PORT}))
+        tell()
+        serve([s], "one")
+        """)
+    one.told()
+    assert len(daemon.status("web")["workers"]) == 1
+    ask(b"one")
+    assert "cannot answer" not in one.process.output()
+
+
+def test_signals_do_not_disturb_bind(daemon, adopt):
+    one = adopt("one", f"""
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.siginterrupt(signal.SIGALRM, False)  # SA_RESTART
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        for _ in range(300):
+            listen(("127.0.0.1", {PORT})).close()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        s = listen(("127.0.0.1", {PORT}))
+        tell()
+        serve([s], "one")
+        """)
+    one.told()
+    assert len(daemon.status("web")["workers"]) == 1
+    ask(b"one")
+
+
+# Clients that bring what is not theirs to bring.
+
+
+@pytest.fixture
+def adopter(daemon):
+    result = proto.Adopter(daemon.worker_socket)
+    yield result
+    result.close()
+
+
+def refused(adopter, step, fd, **options):
+    with pytest.raises(proto.Refused) as info:
+        adopter.adopt(step, fd, **options)
+    assert info.value.sentence
+    return errno.errorcode[info.value.error]
+
+
+def test_what_is_not_a_socket_of_the_listeners_kind_is_refused(daemon, adopter):
+    before = daemon.n_descriptors()
+    http, dns = adopter.index("http"), adopter.index("dns")
+    reader, writer = os.pipe()
+    pair = socket.socketpair()
+    with contextlib.ExitStack() as stack:
+        def make(*arguments):
+            return stack.enter_context(socket.socket(*arguments))
+        tcp, udp = make(), make(socket.AF_INET, socket.SOCK_DGRAM)
+        for fd in (reader, writer, pair[0].fileno(), make(socket.AF_INET6).fileno(),
+                   make(socket.AF_INET, socket.SOCK_RAW, 6).fileno(), udp.fileno(),
+                   os.pidfd_open(os.getpid())):
+            assert refused(adopter, proto.ADOPT_BIND, fd, listener=http) == "ENOTSUP"
+        assert refused(adopter, proto.ADOPT_BIND, tcp.fileno(), listener=dns) == "ENOTSUP"
+        assert refused(adopter, proto.ADOPT_LISTEN, udp.fileno(), listener=dns) == "ENOTSUP"
+        assert refused(adopter, proto.ADOPT_LISTEN, tcp.fileno(), listener=http) == "ENOENT"
+        assert refused(adopter, proto.ADOPT_BIND, tcp.fileno(), listener=3) == "EINVAL"
+        assert refused(adopter, proto.ADOPT_BIND, tcp.fileno(), registration=999) == "EINVAL"
+        device = make()
+        device.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        assert refused(adopter, proto.ADOPT_BIND, device.fileno(), listener=http) == "ENOTSUP"
+        bound = make()
+        bound.bind(("127.0.0.1", 0))
+        assert refused(adopter, proto.ADOPT_BIND, bound.fileno(), listener=http) == "EINVAL"
+        bound.listen()
+        assert refused(adopter, proto.ADOPT_BIND, bound.fileno(), listener=http) == "EINVAL"
+        assert refused(adopter, proto.ADOPT_LISTEN, bound.fileno(), listener=http) == "ENOENT"
+        connected = make()
+        connected.connect(bound.getsockname())
+        assert refused(adopter, proto.ADOPT_BIND, connected.fileno(), listener=http) == "EINVAL"
+        udp.connect(("127.0.0.1", 9))
+        assert refused(adopter, proto.ADOPT_BIND, udp.fileno(), listener=dns) == "EINVAL"
+        for each in (tcp, bound, udp):
+            assert os.fstat(each.fileno()).st_uid == 0, "it has its owner still"
+    os.close(reader)
+    os.close(writer)
+    for each in pair:
+        each.close()
+    assert daemon.n_descriptors() == before
+    assert daemon.status("web")["workers"] == []
+
+
+def test_socket_of_another_network_namespace_is_refused(daemon, adopter):
+    with harness.NetworkNamespace(), socket.socket() as other:
+        assert refused(adopter, proto.ADOPT_BIND, other.fileno()) == "EXDEV"
+        assert os.fstat(other.fileno()).st_uid == 0
+
+
+def test_ordinary_registrations_do_not_adopt(daemon):
+    worker = daemon.worker()
+    with socket.socket() as each, pytest.raises(proto.Refused) as info:
+        worker.connection.request(proto.ADOPT, proto.ADOPT_FORMAT.pack(
+            worker.registration, 0, proto.ADOPT_BIND, 0, 0), [each.fileno()])
+    assert info.value.error == errno.EINVAL
+
+
+def test_no_more_workers_than_asked_for(daemon):
+    adopter = proto.Adopter(daemon.worker_socket, max_workers=2)
+    http, admin = adopter.index("http"), adopter.index("admin")
+    sockets = []
+    for listener in (http, http, admin, admin, http):
+        sockets.append(socket.socket())
+        adopter.adopt(proto.ADOPT_BIND, sockets[-1].fileno(), listener=listener)
+        if len(sockets) < 5:
+            adopter.adopt(proto.ADOPT_LISTEN, sockets[-1].fileno(), listener=listener, backlog=5)
+    assert refused(adopter, proto.ADOPT_LISTEN, sockets[-1].fileno(), listener=http,
+                   backlog=5) == "EDQUOT"
+    assert len(daemon.status("web")["workers"]) == 2
+    sockets[0].close()
+    adopter.adopt(proto.ADOPT_LISTEN, sockets[-1].fileno(), listener=http, backlog=5)
+    assert len(daemon.status("web")["workers"]) == 2
+    adopter.adopt(proto.ADOPT_LISTEN, sockets[-1].fileno(), listener=http, backlog=9)
+    harness.close_all(sockets)
+    adopter.close()
+
+
+def test_copy_of_a_socket_is_not_kept(daemon, adopter):
+    """The slot is empty at the very moment in which the server closes its socket."""
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    before = daemon.n_descriptors()
+    adopter.adopt(proto.ADOPT_BIND, udp.fileno(), listener=adopter.index("dns"))
+    assert daemon.n_descriptors() == before
+    with harness.udp_client(ADDRESS) as client:
+        client.send(b"x")
+        assert udp.recv(10) == b"x"
+        udp.close()
+        again = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        adopter.adopt(proto.ADOPT_BIND, again.fileno(), listener=adopter.index("dns"))
+        client.send(b"y")
+        again.settimeout(harness.DEADLINE)
+        assert again.recv(10) == b"y"
+        again.close()
+    assert len(daemon.status("web")["workers"]) == 1
+
+
+def test_draining_registration_adopts_nothing(daemon, adopter):
+    with socket.socket() as first, socket.socket() as second:
+        for step in (proto.ADOPT_BIND, proto.ADOPT_LISTEN):
+            adopter.adopt(step, first.fileno())
+        kind, _, _ = adopter.connection.request(
+            proto.DRAIN, proto.REGISTRATION_FORMAT.pack(adopter.registration, 0))
+        assert kind == proto.OK
+        assert refused(adopter, proto.ADOPT_BIND, second.fileno()) == "ESHUTDOWN"
+        assert os.fstat(second.fileno()).st_uid == 0
+
+
+def test_race_for_the_address_gives_nothing(start_daemon, tmp_path):
+    """
+    While the daemon owns the socket and has not bound it, its holder binds it into the group of
+    another service. It gets in there, but gets nothing, and the other service loses nothing.
+    """
+    library = tmp_path / "race.so"
+    harness.run("cc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library,
+                harness.ROOT / "tests" / "system" / "adopt_race.c")
+    race = ctypes.CDLL(str(library)).race
+    target = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", PORT + 1,
+                                                             socket.inet_aton("127.0.0.1"))
+    daemon = start_daemon("--adopt", "--listen", f"web=udp://127.0.0.1:{PORT}",
+                          "--listen", f"other=udp://127.0.0.1:{PORT + 1}")
+    other = daemon.worker(service="other")
+    adopter = proto.Adopter(daemon.worker_socket)
+    won = None
+    for tried in range(1, 20001):
+        each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sequence = adopter.connection.send(proto.ADOPT, proto.ADOPT_FORMAT.pack(
+            adopter.registration, 0, proto.ADOPT_BIND, 0, 0), [each.fileno()])
+        if race(each.fileno(), target, len(target)) == 1:
+            with pytest.raises(proto.Refused) as info:
+                adopter.connection.answer(sequence)
+            assert info.value.error == errno.EINVAL
+            won = each
+            break
+        adopter.connection.answer(sequence)
+        each.close()
+    print(f"the race was won at try {tried}")
+    assert won
+    assert "bound a socket elsewhere while it was adopted" in daemon.process.output()
+    daemon.worker(service="other", ready=False).leave()  # the group grows all the same
+    won.setblocking(False)
+    won.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+    clients = [harness.udp_client(("127.0.0.1", PORT + 1)) for _ in range(50)]
+    for client in clients:
+        client.send(b"x")
+    received = harness.receive_datagrams([other], 50, 3)
+    assert len(received) == 50
+    with pytest.raises(BlockingIOError):
+        won.recv(10)
+    harness.close_all([*clients, won])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as each:
+        assert refused(adopter, proto.ADOPT_BIND, each.fileno()) == "EPERM"
+    adopter.close()
