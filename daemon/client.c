@@ -609,7 +609,7 @@ static int refuse_cid(
 }
 
 /* 1: the user may have n more; they all count, also those that it has already. */
-static int check_cids(struct client *client, uint16_t n)
+static int check_cid_limit(struct client *client, uint16_t n)
 {
 	const struct manager *manager = client->manager;
 	uint32_t n_cids = manager_count_cids(manager, client->registration->uid);
@@ -650,7 +650,7 @@ static int handle_cids(struct client *client, uint16_t type)
 			"%s: listener %s has ConnectionID=%s, not registered", name,
 			listener->config->name, cid_mode_name(listener->config->cid_mode));
 	if (type == PROTOCOL_CID_ADD) {
-		result = check_cids(client, n);
+		result = check_cid_limit(client, n);
 		if (result != 1)
 			return result;
 		result = group_quic_add_cids(listener->group->quic,

@@ -201,9 +201,15 @@ class Tests:
                 print(f"{source.stem} was not built")
                 self.results.add(title, failed=1)
                 continue
+            seeds = ROOT / "tests" / "fuzz" / "corpus" / source.stem.removeprefix("fuzz-")
+            if not seeds.is_dir():
+                print(f"{source.stem} has no seeds in {seeds.relative_to(ROOT)}")
+                self.results.add(title, failed=1)
+                continue
             with tempfile.TemporaryDirectory() as temporary:
                 status = run([program, f"-max_total_time={FUZZ_SECONDS}", "-timeout=60",
-                              f"-artifact_prefix={temporary}/", "-print_final_stats=0"], 300)
+                              f"-artifact_prefix={temporary}/", "-print_final_stats=0", temporary,
+                              seeds], 300)
             self.results.one(title, status == 0)
 
     def run_install(self):

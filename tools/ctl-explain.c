@@ -11,7 +11,7 @@ static const char *text_of(const json_t *reply, const char *key)
 {
 	const char *text = json_string_value(json_object_get(reply, key));
 
-	return text ? text : "";
+	return !text ? "" : ctl_is_plain(text) ? text : "?";
 }
 
 static void print_packet(const json_t *reply)
@@ -27,7 +27,7 @@ static void print_packet(const json_t *reply)
 		printf("%s (version %s)", kind, version);
 	/* With a short header, how long the ID is may be unknown; it is not empty then. */
 	if (json_is_string(dcid) && json_string_length(dcid))
-		printf(", connection ID %s", json_string_value(dcid));
+		printf(", connection ID %s", text_of(reply, "dcid"));
 }
 
 static void print_target(const json_t *reply)

@@ -137,6 +137,14 @@ static const char *string_of(const json_t *object, const char *key)
 	return text ? text : "-";
 }
 
+/* For what is not a cell, of which add_cell() takes care. */
+static const char *plain_of(const json_t *object, const char *key)
+{
+	const char *text = string_of(object, key);
+
+	return ctl_is_plain(text) ? text : "?";
+}
+
 static json_int_t number_of(const json_t *object, const char *key)
 {
 	return json_integer_value(json_object_get(object, key));
@@ -310,8 +318,7 @@ static void print_service(const json_t *service, bool legend, bool colour)
 	const json_t *workers = json_object_get(service, "workers");
 	bool removed = json_is_true(json_object_get(service, "removed"));
 
-	printf("%s%s%s%s\n", colour ? BOLD : "", string_of(service, "name"),
-		colour ? "\033[0m" : "",
+	printf("%s%s%s%s\n", colour ? BOLD : "", plain_of(service, "name"), colour ? "\033[0m" : "",
 		removed ? " (left the configuration, its workers drain)" : "");
 	print_listeners(json_object_get(service, "listeners"), legend, colour);
 	if (json_array_size(workers)) {
@@ -334,7 +341,7 @@ int ctl_print_status(const json_t *status, bool legend, bool colour)
 		_cleanup_free_ char *uptime = duration(number_of(daemon, "uptime"));
 
 		printf("reuseportd %s, pid %" JSON_INTEGER_FORMAT ", up %s\n",
-			string_of(daemon, "version"), number_of(daemon, "pid"),
+			plain_of(daemon, "version"), number_of(daemon, "pid"),
 			uptime ? uptime : "-");
 	}
 	json_array_foreach(services, i, service)

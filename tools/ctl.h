@@ -21,6 +21,15 @@ enum {
 /* Says "reuseportctl: ..." on stderr. */
 void ctl_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* Whether text may go to a terminal as it is; what others named must not steer it. */
+static inline bool ctl_is_plain(const char *text)
+{
+	for (; *text; text++)
+		if ((unsigned char)*text < ' ' || *text == 0x7f)
+			return false;
+	return true;
+}
+
 /*
  * Calls a method of io.reuseport.Control on the daemon at the socket path. parameters is stolen.
  * what says what is being tried ("drain worker 3") for messages. May block for 90 seconds at most.

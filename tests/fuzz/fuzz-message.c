@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 
 #include "common/util.h"
-#include "proto/message.h"
+#include "proto/message.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

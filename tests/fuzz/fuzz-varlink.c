@@ -10,7 +10,7 @@
 #include <sys/socket.h>
 
 #include "common/util.h"
-#include "proto/varlink.h"
+#include "proto/varlink.c"
 
 #define LIMIT 4096
 

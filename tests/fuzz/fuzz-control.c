@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Calls to the control socket, through its reader, its checks and every method: each call gets one
+ * answer that is JSON, or ends its connection. The services are plain memory.
+ */
+#include "daemon/account.c"
+#include "daemon/control.c"
+#include "daemon/explain-method.c"
+#undef INVALID_PARAMETER
+#include "daemon/peer.c"
+#include "daemon/status.c"
+#include "proto/varlink.c"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* What the methods stand on */
+
+static struct listener_map listener_map;
+static struct group group = {.listener_map = &listener_map};
+static struct keys keys = {.current = 2, .valid = {[2] = true}};
+static struct listener_config listener_config = {.name = "quic",
+	.address_text = "127.0.0.1:443",
+	.transport = TRANSPORT_QUIC,
+	.cid_mode = CID_QUIC_LB};
+static struct listener listener = {.config = &listener_config, .group = &group, .keys = &keys};
+static struct listener *listeners[] = {&listener};
+static struct service_config service_config = {.name = "web"};
+static struct worker worker = {.slot = 7, .weight = 100, .state = WORKER_ACTIVE, .granted = true};
+static struct registration registration = {
+	.instance = "web@1", .workers = &worker, .n_workers = 1, .pid = 1};
+static struct service service = {
+	.config = &service_config, .listeners = listeners, .n_listeners = 1};
+static struct manager manager = {.services = &service};
+
+void log_entry(
+	int priority, const char *event, const struct log_about *about, const char *format, ...)
+{
+}
+
+void group_read_counters(const struct group *g, uint64_t verdicts[VERDICT_COUNT])
+{
+	memset(verdicts, 0, VERDICT_COUNT * sizeof(*verdicts));
+}
+
+void group_read_slot(const struct group *g, uint16_t slot, struct slot_counters *ret)
+{
+}
+
+const char *transport_name(enum transport transport)
+{
+	return "quic";
+}
+
+const char *cid_mode_name(enum cid_mode mode)
+{
+	return "quic-lb";
+}
+
+const char *worker_state_name(enum worker_state state)
+{
+	return "active";
+}
+
+struct service *manager_find_service(struct manager *m, const char *name)
+{
+	return strcmp(name, "web") == 0 ? &service : NULL;
+}
+
+uint64_t now_realtime(void)
+{
+	return 1;
+}
+
+unsigned registration_drain(struct registration *r, int32_t slot, enum protocol_drain_reason reason)
+{
+	return slot == 7;
+}
+
+unsigned registration_undrain(struct registration *r, int32_t slot)
+{
+	return slot == 7;
+}
+
+void service_update(struct service *s)
+{
+	if (worker.weight < 1 || worker.weight > 1000)
+		abort();
+}
+
+int service_rotate_keys(struct service *s, const char *name, unsigned *ret_n, char **ret_error)
+{
+	if (name && strcmp(name, "quic") != 0)
+		return -ENOENT;
+	*ret_n = 1;
+	return 0;
+}
+
+int manager_reload_files(struct manager *m, char **ret_error)
+{
+	return 0;
+}
+
+/* The packet is what the call said, whatever that was: read it as the real one does. */
+void explain_packet(struct explanation *e)
+{
+	e->packet = quic_read_packet(e->datagram, e->length, 17);
+	e->step = "listener";
+	e->slot = 7;
+}
+
+void explanation_done(struct explanation *e)
+{
+	free(e->datagram);
+	free(e->reason);
+}
+
+/* As daemon/key-file.c has it, which needs a crypto library. */
+bool key_from_hex(const char *text, uint8_t *ret, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (sscanf(text + 2 * i, "%2hhx", &ret[i]) != 1)
+			return false;
+	return true;
+}
+
+static void check_answers(int socket)
+{
+	static struct varlink_buffer answers;
+	json_t *message;
+	int result;
+
+	while (varlink_fill(&answers, socket, 1 << 24) == 1)
+		;
+	while ((result = varlink_next(&answers, &message, NULL)) == 1) {
+		const json_t *error = json_object_get(message, "error");
+
+		if (!json_is_object(json_object_get(message, "parameters")) ||
+			(error && !json_is_string(error)))
+			abort();
+		json_decref(message);
+	}
+	if (result < 0 || answers.length != answers.consumed)
+		abort();
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static struct control *control;
+	struct connection *connection;
+	sd_event *event;
+	int pair[2];
+
+	if (size > 65536)
+		return 0;
+	if (!control) {
+		service.manager = &manager;
+		listener.service = &service;
+		registration.service = &service;
+		worker.registration = &registration;
+		manager.slots[7] = &worker;
+		if (sd_event_new(&event) < 0 ||
+			control_new(&control, event, socket(AF_UNIX, SOCK_STREAM, 0),
+				manager_methods, &manager) < 0)
+			abort();
+	}
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+		abort();
+	add_connection(control, pair[0]);
+	connection = control->connections;
+	if (send(pair[1], data, size, MSG_NOSIGNAL) != (ssize_t)size)
+		abort();
+	shutdown(pair[1], SHUT_WR);
+	/* Each serve() answers a call of two octets at least, or reads, or is the end. */
+	for (size_t i = 0; control->connections; i++) {
+		if (i > size + 10)
+			abort();
+		serve(connection);
+		check_answers(pair[1]);
+	}
+	close(pair[1]);
+	return 0;
+}
