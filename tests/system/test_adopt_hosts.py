@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+Servers as Debian ships them, which bind for themselves: replaced under load, with reuseport-run
+--adopt and without us. The figures of both are in docs/adopt.md.
+"""
+import signal
+import time
+
+import pytest
+
+import adopt_hosts
+import harness
+from adopt_hosts import HOSTS, LISTENERS
+
+ROLLS = 5
+
+
+@pytest.fixture(params=HOSTS)
+def host(request, netns):
+    result = HOSTS[request.param]
+    result.name = request.param
+    missing = result.missing()
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    return result
+
+
+@pytest.fixture
+def processes():
+    running = []
+    yield running
+    for each in running:
+        each.stop()
+        print(f"--- said:\n{each.output()[-3000:]}---")
+
+
+@pytest.fixture
+def client(host, tmp_path):
+    clients = []
+
+    def start():
+        clients.append(adopt_hosts.make_client(host.client, tmp_path))
+        return clients[-1]
+    yield start
+    for each in clients:
+        each.kill()
+
+
+def test_rolling_replacement_loses_no_request(host, start_daemon, configuration, processes, client,
+                                              tmp_path):
+    configuration.service("web", "[Service]\n" + LISTENERS[host.client])
+    daemon = start_daemon("--adopt", "--config", configuration.directory)
+    n_listeners = LISTENERS[host.client].count("Listen") // 2
+
+    def start():
+        processes.append(harness.Process(
+            [harness.REUSEPORT_RUN, "--socket", daemon.worker_socket, "--service", "web",
+             "--instance", "x", "--drain-signal", host.signal_name, "--drain-delay", str(host.delay),
+             "--adopt", "--", *host.prepare(tmp_path / f"{len(processes)}")],
+            tmp_path / f"{len(processes)}.log"))
+        new = processes[-1]
+
+        def active():
+            assert new.returncode is None, new.output()
+            workers = daemon.status("web")["workers"]
+            return len([w for w in workers if w["state"] == "active"]) == host.sockets
+        harness.poll_until(active, f"{host.sockets} workers are active")
+        return new
+
+    old = start()
+    load = client()
+    for _ in range(ROLLS):
+        new = start()
+        status = old.wait()
+        assert status in (0, 128 + signal.SIGTERM, 130), old.output()
+        old = new
+        answered_since = answered(daemon)
+        harness.poll_until(lambda: answered(daemon) > answered_since + 20, "the new one is asked")
+    done, failed = load.finish()
+    print(f"FIGURES {host.name}: {failed} of {done + failed} failed, {ROLLS} servers replaced")
+    assert failed == 0
+    assert done > ROLLS * 20
+    assert n_listeners == len(daemon.status("web")["listeners"])
+
+
+def answered(daemon):
+    return sum(l["new_connections"] for l in daemon.status("web")["listeners"])
+
+
+def test_restart_without_us_loses_some(host, processes, client, tmp_path):
+    def start():
+        processes.append(harness.Process(host.prepare(tmp_path / f"{len(processes)}"),
+                                         tmp_path / f"{len(processes)}.log"))
+        return processes[-1]
+
+    old = start()
+    harness.poll_until(lambda: adopt_hosts.answers(host.client), "it answers")
+    load = client()
+    restarts = 0
+    while restarts < ROLLS or not load.has_failures():
+        restarts += 1
+        assert restarts <= 50
+        old.send_signal(getattr(signal, f"SIG{host.signal_name}"))
+        old.wait()
+        old = start()
+        harness.poll_until(lambda: adopt_hosts.answers(host.client), "it answers")
+        time.sleep(0.5)  # of good service between two restarts
+    done, failed = load.finish()
+    print(f"FIGURES {host.name} alone: {failed} of {done + failed} failed, {restarts} restarts")
+    assert failed > 0
