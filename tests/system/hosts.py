@@ -240,6 +240,7 @@ class Instances:
         self.place = place
         self.make_command = make_command  # directory's name in the place -> arguments
         self.options = options            # of reuseport-run
+        self.n_active = 1                 # slots that each of them has
         self.count = 0
         self.running = {}
         self.processes = []
@@ -259,7 +260,7 @@ class Instances:
 
         def active():
             assert process.returncode is None, process.output()
-            return self.states(name).count("active") == 1 and \
+            return self.states(name).count("active") == self.n_active and \
                 (before is None or self.daemon.status_worker(before.slot) is None or
                  self.daemon.status_worker(before.slot)["state"] == "draining")
         harness.poll_until(active, f"{name} is active")
