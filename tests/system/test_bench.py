@@ -21,12 +21,14 @@ def test_every_case_is_measured_and_counted(system, tmp_path):
     results = json.loads((tmp_path / "json").read_text())["results"]
     metered = {r["case"] for r in results if len(r.get("ns", [])) == 1}
     assert metered == {
-        "udp", "plain", "quic-lb", "quic-lb-new", "initial", "sockhash", "registered", "nginx",
-        "opaque"} | {f"{program}/{traffic}" for program in ("empty", "floor")
-                     for traffic in ("short", "fresh", "initial", "many")}
+        "udp", "plain", "quic-lb", "quic-lb-large", "quic-lb-new", "initial", "sockhash",
+        "registered", "nginx", "opaque"} | {
+            f"{program}/{traffic}" for program in ("empty", "floor")
+            for traffic in ("short", "large", "fresh", "initial", "many")}
     rated = {r["case"] for r in results if len(r.get("rates", [])) == 4}
-    assert rated == {"udp", "plain", "quic-lb", "nginx", "opaque", "kernel"}
-    assert all(r["packets"] == PACKETS for r in results if r["case"] != "kernel")
+    assert rated == {"udp", "plain", "quic-lb", "quic-lb-large", "nginx", "opaque",
+                     "kernel/short", "kernel/large"}
+    assert all(r["packets"] == PACKETS for r in results if not r["case"].startswith("kernel"))
 
 
 def test_a_payload_from_a_file_is_measured(system, tmp_path):
