@@ -170,7 +170,7 @@ class Tests:
         if not directory:
             self.results.add("system tests", failed=1)
             return
-        # Says itself what is wrong; the tests that need its tree are then skipped, with that reason.
+        # Says itself what is wrong; the tests that need its tree are then skipped, and say why.
         if os.geteuid() == 0:
             for tree in ("trixie", "systemd-bookworm", "systemd-trixie"):
                 run([ROOT / "scripts" / "test-host", tree], 900, quiet=False)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-An HTTP/3 server for ConnectionID=registered: aioquic, whose connection IDs are 8 random octets, on the
-socket of a worker of its own; each ID is told to the daemon before the first packet with it leaves.
+An HTTP/3 server for ConnectionID=registered: aioquic, whose connection IDs are 8 random octets, on
+the socket of a worker of its own; each ID is told to the daemon before the first packet with it
+leaves.
 
-It runs in the tree of scripts/test-host. Its working directory is the daemon's runtime directory, which
-is outside of the tree: worker.sock is found there by its name alone.
+It runs in the tree of scripts/test-host. Its working directory is the daemon's runtime directory,
+which is outside of the tree: worker.sock is found there by its name alone.
 """
 import argparse
 import select
@@ -107,7 +108,8 @@ class Connection:
 
 class Server:
     def __init__(self, arguments):
-        self.worker = worker_protocol.Worker("worker.sock", service="web", instance=arguments.instance)
+        self.worker = worker_protocol.Worker("worker.sock", service="web",
+                                             instance=arguments.instance)
         self.socket = self.worker.socket
         self.configuration = QuicConfiguration(is_client=False, alpn_protocols=["h3"],
                                                connection_id_length=CID_LENGTH, idle_timeout=60)
@@ -137,8 +139,9 @@ class Server:
             connection.flush()
 
     def drain_requested(self):
-        while self.worker.connection.events or select.select([self.worker.connection.socket], [], [], 0)[0]:
-            kind, _ = self.worker.connection.wait_event()
+        connection = self.worker.connection
+        while connection.events or select.select([connection.socket], [], [], 0)[0]:
+            kind, _ = connection.wait_event()
             if kind == worker_protocol.DRAIN_REQUESTED:
                 self.goaway_at = time.monotonic() + GOAWAY_SECONDS
                 print("draining", flush=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 Real QUIC servers and clients that Debian 12 does not have: programs of the tree that
-scripts/test-host makes, run by chroot(8) in the namespace of the calling thread. Nothing is mounted,
-so this works wherever root may call chroot(), in a plain chroot as well.
+scripts/test-host makes, run by chroot(8) in the namespace of the calling thread. Nothing is
+mounted, so this works wherever root may call chroot(), in a plain chroot as well.
 """
 import json
 import os
@@ -24,8 +24,8 @@ GTLSCLIENT = "gtlsclient"
 
 def missing():
     """Why the tree can't be used, or None; makes it first when it is not there."""
-    made = subprocess.run([str(harness.ROOT / "scripts" / "test-host")], capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, timeout=900, check=False)
+    made = subprocess.run([str(harness.ROOT / "scripts" / "test-host")], capture_output=True,
+                          text=True, stdin=subprocess.DEVNULL, timeout=900, check=False)
     if made.returncode:
         return f"no Debian 13 tree: {made.stderr.strip()[-400:]}"
     return None
@@ -161,7 +161,8 @@ class Repeated(threading.Thread):
             if self.judge(done):
                 self.answered += 1
             else:
-                self.lost.append(f"status {done.returncode}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+                self.lost.append(f"status {done.returncode}\n{done.stdout[-1500:]}\n"
+                                 f"{done.stderr[-1500:]}")
 
     def kill(self):
         self.finish()
@@ -174,9 +175,9 @@ class Repeated(threading.Thread):
 
 def curl(port, path, octets, http="--http3-only"):
     """
-    curl, by default over HTTP/3 alone, a new connection each time; answered: status 200, all of the body. With its
-    own first choice of key exchange, which takes two Initial datagrams, 2 of 1000 requests to nginx 1.26
-    alone are never answered, with this one none.
+    curl, by default over HTTP/3 alone, a new connection each time; answered: status 200, all of
+    the body. With its own first choice of key exchange, which takes two Initial datagrams, 2 of
+    1000 requests to nginx 1.26 alone are never answered, with this one none.
     """
     return Repeated(
         command("curl", "--silent", "--show-error", "--insecure", http, "--max-time", 8,
@@ -189,11 +190,12 @@ def curl(port, path, octets, http="--http3-only"):
 def gtlsclient(port, path, nat_rebinding, move_msec=200, delay_msec=600):
     """
     ngtcp2's client, which changes its port in the middle of the connection: with nat_rebinding
-    unawares, as behind a NAT, and without by a migration to a new connection ID. It makes one request
-    after that, and ends with status 0 even when that is not answered.
+    unawares, as behind a NAT, and without by a migration to a new connection ID. It makes one
+    request after that, and ends with status 0 even when that is not answered.
     """
-    arguments = [GTLSCLIENT, "--no-quic-dump", "--no-http-dump", f"--change-local-addr={move_msec}ms",
-                 f"--delay-stream={delay_msec}ms", "--timeout=5s", "--exit-on-all-streams-close"]
+    arguments = [GTLSCLIENT, "--no-quic-dump", "--no-http-dump", "--exit-on-all-streams-close",
+                 f"--change-local-addr={move_msec}ms", f"--delay-stream={delay_msec}ms",
+                 "--timeout=5s"]
     if nat_rebinding:
         arguments.append("--nat-rebinding")
     arguments += ["127.0.0.1", port, f"https://localhost:{port}{path}"]
@@ -201,7 +203,7 @@ def gtlsclient(port, path, nat_rebinding, move_msec=200, delay_msec=600):
 
 
 def report(title, counts, said):
-    """What a person is to read in the log, and docs/quic-servers.md has; counts: {client: counts}."""
+    """What a person is to read in the log; counts: {client: counts}."""
     print(f"\n=== {title}")
     for name, each in counts.items():
         print(f"{name:20}", json.dumps(each))

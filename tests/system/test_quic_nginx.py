@@ -3,8 +3,8 @@
 nginx 1.26 with HTTP/3, unmodified: first alone, as it is without reuseportd, for the figures of
 docs/quic-servers.md; then behind reuseportd with ConnectionID=nginx.
 
-Counted is what real clients see: our h3_client.py (connections that stay, and go on requesting while they
-change port or connection ID), curl and gtlsclient (a new connection for each request).
+Counted is what real clients see: our h3_client.py (connections that stay, and go on requesting
+while they change port or connection ID), curl and gtlsclient (a new connection for each request).
 """
 import os
 import pathlib
@@ -99,8 +99,8 @@ class Clients:
     def go_on(self, at_most=None):
         """
         Back when every kind of client has made a good deal of requests: each of those with a new
-        connection for each request at least one that began after this was called. at_most: or after so
-        many seconds, where some may get no answer at all.
+        connection for each request at least one that began after this was called. at_most: or
+        after so many seconds, where some may get no answer at all.
         """
         wanted = {name: count + (2 if name in self.others else 6 if "download" in name else 20)
                   for name, count in self.ended().items()}
@@ -149,12 +149,12 @@ def children(pid):
 @pytest.mark.parametrize("quic_bpf", ("off", "on"))
 def test_nginx_alone_reloading_for_comparison(netns, place, quic_bpf):
     """
-    What reuseportd is compared with: four workers of nginx, reloaded three times under load. How much is
-    lost varies; that the clients count it, and that nginx answers at all, does not.
+    What reuseportd is compared with: four workers of nginx, reloaded three times under load. How
+    much is lost varies; that the clients count it, and that nginx answers at all, does not.
     """
     reloads = 3
-    directory = configure(place, "nginx", workers=4, main=f"user nobody nogroup; quic_bpf {quic_bpf};",
-                          listen=" reuseport")
+    directory = configure(place, "nginx", workers=4, listen=" reuseport",
+                          main=f"user nobody nogroup; quic_bpf {quic_bpf};")
     nginx = harness.Process(
         hosts.command("nginx", "-e", "stderr", "-c", place.inside("nginx/nginx.conf"), "-p",
                       place.inside("nginx"), user=0), directory / "log")
@@ -166,7 +166,8 @@ def test_nginx_alone_reloading_for_comparison(netns, place, quic_bpf):
             clients.go_on(at_most=6)
             before = set(children(nginx.pid))
             nginx.send_signal(signal.SIGHUP)
-            harness.poll_until(lambda: len(set(children(nginx.pid)) - before) == 4, "four new workers")
+            harness.poll_until(lambda: len(set(children(nginx.pid)) - before) == 4,
+                               "four new workers")
         clients.go_on(at_most=6)
         counts, said = clients.finish()
         hosts.report(f"nginx alone, quic_bpf {quic_bpf}, {reloads} reloads", counts, said)
@@ -182,7 +183,8 @@ def nginx_behind(place, **values):
     """make_command of hosts.Instances."""
     def make(name):
         configure(place, f"{name}/nginx", **values)
-        return hosts.command("nginx", "-e", "stderr", "-c", place.inside(f"{name}/nginx/nginx.conf"),
+        return hosts.command("nginx", "-e", "stderr",
+                             "-c", place.inside(f"{name}/nginx/nginx.conf"),
                              "-p", place.inside(f"{name}/nginx"))
     return make
 
@@ -216,9 +218,10 @@ ConnectionID=nginx
 
 def quit_nginx(process, clients):
     """
-    nginx closes its idle connections at that moment. A client whose port changes in the same millisecond
-    does not get to know, and nginx forgets the connection: whatever steers, its next packet is of a
-    connection that nobody has. So nobody moves at that moment; before and after they do.
+    nginx closes its idle connections at that moment. A client whose port changes in the same
+    millisecond does not get to know, and nginx forgets the connection: whatever steers, its next
+    packet is of a connection that nobody has. So nobody moves at that moment; before and after
+    they do.
     """
     clients.hold()
     process.send_signal(signal.SIGQUIT)  # reuseport-run sends it on
@@ -229,8 +232,8 @@ def quit_nginx(process, clients):
 def test_replacing_two_nginx_in_turn_loses_nothing(web, place):
     """
     Unmodified nginx with inherited sockets, quic_bpf off. A draining instance goes on with the
-    connections that it has, also when they move; told to quit, it closes those that are idle, finishes
-    the downloads under way, which move meanwhile, and ends by itself with status 0.
+    connections that it has, also when they move; told to quit, it closes those that are idle,
+    finishes the downloads under way, which move meanwhile, and ends by itself with status 0.
     """
     replacements = 6
     names = ("web@1", "web@2")
@@ -261,8 +264,9 @@ def test_replacing_two_nginx_in_turn_loses_nothing(web, place):
 
 def test_drain_delay_lets_new_connections_make_their_requests(web, place):
     """
-    The whole of it by reuseport-run alone, TCP and QUIC on one port: nginx is told to quit two seconds after new connections have
-    begun to go elsewhere. Without the delay it refuses those that are just being made.
+    The whole of it by reuseport-run alone, TCP and QUIC on one port: nginx is told to quit two
+    seconds after new connections have begun to go elsewhere. Without the delay it refuses those
+    that are just being made.
     """
     replacements = 8
     names = ("web@1", "web@2")

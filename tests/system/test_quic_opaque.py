@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-Caddy 2.11 with ConnectionID=opaque: a server whose connection IDs (quic-go: 4 octets) say nothing to
-anybody else. What can be learned of them keeps its connections; docs/quic-servers.md says what can't.
+Caddy 2.11 with ConnectionID=opaque: a server whose connection IDs (quic-go: 4 octets) say nothing
+to anybody else. What can be learned of them keeps its connections; docs/quic-servers.md says what
+can't.
 
-Caddy's quic-go follows three changes of address in one connection and no more, also where it is alone, so
-each connection makes at most three here.
+Caddy's quic-go follows three changes of address in one connection and no more, also where it is
+alone, so each connection makes at most three here.
 """
 import pytest
 
@@ -72,8 +73,8 @@ def finish(clients):
 
 def test_caddy_keeps_its_connections_through_scaling_and_rebinding(caddy, place):
     """
-    1 to 3 to 2 instances, one of the first replaced as well. Ports change in every phase, and IDs change
-    where they can be learned: on a path that is known.
+    1 to 3 to 2 instances, one of the first replaced as well. Ports change in every phase, and IDs
+    change where they can be learned: on a path that is known.
     """
     caddy.start("web@1")
     clients = clients_of(
@@ -110,9 +111,9 @@ def test_caddy_keeps_its_connections_through_scaling_and_rebinding(caddy, place)
 
 def test_new_id_on_a_new_path_is_what_opaque_cannot_follow(caddy, place):
     """
-    A deliberate migration: the server has told the client the ID in an encrypted frame, and the client
-    first uses it from an address that nobody knows. Its packets go to any of the instances; the clients
-    that do not migrate notice nothing of it.
+    A deliberate migration: the server has told the client the ID in an encrypted frame, and the
+    client first uses it from an address that nobody knows. Its packets go to any of the instances;
+    the clients that do not migrate notice nothing of it.
     """
     for name in ("web@1", "web@2", "web@3"):
         caddy.start(name)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-A real server with connection IDs of its own that tells them to the daemon, ConnectionID=registered:
-h3_server.py, which is aioquic on a socket of the worker protocol.
+A real server with connection IDs of its own that tells them to the daemon,
+ConnectionID=registered: h3_server.py, which is aioquic on a socket of the worker protocol.
 """
 import os
 import shutil
@@ -70,8 +70,8 @@ ConnectionID=registered
 
 def test_registered_ids_keep_every_connection_through_rolling_replacement(servers, place):
     """
-    Three servers, each replaced twice, while clients change port or migrate to a new ID and address
-    twice a second: what draining servers have moves as well.
+    Three servers, each replaced twice, while clients change port or migrate to a new ID and
+    address twice a second: what draining servers have moves as well.
     """
     names = ("web@1", "web@2", "web@3")
     for name in names:
