@@ -145,6 +145,8 @@ class Client:
                 return
             self.quic.receive_datagram(octets, (SERVER, self.load.arguments.port),
                                        now=time.monotonic())
+            # One after the other: behind a GOAWAY and a close, a reset is of no account.
+            self.handle_events()
 
     def due(self, now):
         """Whether there is something to do that no datagram has to come for."""
@@ -256,6 +258,9 @@ class Client:
             if self.http.goaway is not None and not self.replaced:
                 self.go_elsewhere()
             event = self.quic.next_event()
+        # aioquic itself tells this at the end of the draining period only.
+        if not self.ended and self.quic._close_event is not None:
+            self.terminated(self.quic._close_event)
 
     def handle_answer(self, event):
         request = self.request
