@@ -203,16 +203,23 @@ static int own_and_bind(const struct adoption *adoption)
 	return explain_bind(adoption, result, step);
 }
 
-static int put_at_slot(const struct adoption *adoption)
+static struct worker *take_worker(const struct adoption *adoption, int *ret_error)
+{
+	const char *reason = "";
+	struct worker *worker = registration_take_worker(
+		adoption->registration, adoption->listener, ret_error, &reason);
+
+	if (!worker)
+		refuse(adoption, *ret_error, "%s", reason);
+	return worker;
+}
+
+static int put_at_slot(const struct adoption *adoption, struct worker *worker)
 {
 	struct listener *listener = adoption->listener;
-	const char *reason = "", *step = "";
-	struct worker *worker;
+	const char *step = "";
 	int result;
 
-	worker = registration_take_worker(adoption->registration, listener, &result, &reason);
-	if (!worker)
-		return refuse(adoption, result, "%s", reason);
 	result = group_adopt_socket(
 		listener->group, listener->config, worker->slot, adoption->fd, &step);
 	if (result < 0) {
@@ -226,17 +233,23 @@ static int put_at_slot(const struct adoption *adoption)
 
 static int adopt_bind(const struct adoption *adoption)
 {
+	struct worker *worker = NULL;
 	int result = check_unbound(adoption);
 
 	if (result < 0)
 		return result;
-	/* The server is to hear of it before it has the address. */
+	/* What can be refused is refused before the socket has the address. */
 	if (adoption->registration->drained)
 		return refuse(adoption, -ESHUTDOWN, "the instance drains, its server is to end");
+	if (adoption->listener->config->transport != TRANSPORT_TCP) {
+		worker = take_worker(adoption, &result);
+		if (!worker)
+			return result;
+	}
 	result = own_and_bind(adoption);
-	if (result < 0 || adoption->listener->config->transport == TRANSPORT_TCP)
-		return result;
-	return put_at_slot(adoption);
+	if (result < 0 && worker)
+		registration_drop_worker(worker, adoption->listener);
+	return result < 0 || !worker ? result : put_at_slot(adoption, worker);
 }
 
 static bool has_address_of(const struct listener_config *config, int fd)
@@ -277,7 +290,9 @@ static bool stands_at_slot(const struct adoption *adoption)
 
 static int adopt_listen(const struct adoption *adoption, uint32_t backlog)
 {
+	struct worker *worker;
 	struct stat status;
+	int result;
 
 	if (adoption->listener->config->transport != TRANSPORT_TCP)
 		return refuse(adoption, -EOPNOTSUPP, "only TCP sockets listen");
@@ -290,7 +305,10 @@ static int adopt_listen(const struct adoption *adoption, uint32_t backlog)
 
 		return refuse(adoption, -error, "listen: %s", strerror(error));
 	}
-	return stands_at_slot(adoption) ? 0 : put_at_slot(adoption);
+	if (stands_at_slot(adoption))
+		return 0;
+	worker = take_worker(adoption, &result);
+	return worker ? put_at_slot(adoption, worker) : result;
 }
 
 int adopt_socket(struct registration *registration, struct listener *listener, int fd,

@@ -366,7 +366,7 @@ static int on_bind(struct run *run, const struct seccomp_notif *request)
 		run->context, (unsigned)listener, fd, REUSEPORT_ADOPT_BIND, RUN_REQUEST_MSEC);
 	run->adopt_unanswered = result == 0 ? socket_cookie(fd) : 0;
 	close_fd(&fd);
-	if (result == -EXDEV)
+	if (result == -EXDEV || result == -ENOENT) /* ENOENT: a reload has closed the listener */
 		return PASS;
 	if (result < 0) {
 		run_complain("%s", reuseport_error(run->context));

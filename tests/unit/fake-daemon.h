@@ -183,7 +183,8 @@ _unused_ static int fake_make_socket(uint8_t transport)
 }
 
 /* Grants worker number `worker`, answering `sequence`. Its slot is 100 + worker; listeners are
- * called http and admin; descriptors come in the reverse order of the listeners. */
+ * called http and admin; descriptors come in the reverse order of the listeners. n_workers 0: as to
+ * a client that adopts, without descriptors. */
 _unused_ static void fake_grant(
 	struct fake *d, uint32_t sequence, uint32_t worker, uint32_t n_workers)
 {
@@ -196,7 +197,7 @@ _unused_ static void fake_grant(
 	body.fixed.registration = htole32(d->registration);
 	body.fixed.worker = htole32(worker);
 	body.fixed.n_workers = htole32(n_workers);
-	body.fixed.slot = htole16((uint16_t)(100 + worker));
+	body.fixed.slot = htole16(n_workers ? (uint16_t)(100 + worker) : 0);
 	body.fixed.n_listeners = htole16((uint16_t)d->n_listeners);
 	strcpy(body.fixed.instance, "made-up");
 	for (uint32_t i = 0; i < d->n_listeners; i++) {
@@ -211,7 +212,7 @@ _unused_ static void fake_grant(
 		snprintf(l->address, sizeof(l->address), "127.0.0.1:%u", ntohs(address.sin_port));
 		l->transport = d->transport;
 		l->cid_mode = d->cid_mode;
-		l->descriptor = htole16((uint16_t)descriptor);
+		l->descriptor = htole16(n_workers ? (uint16_t)descriptor : PROTOCOL_NO_DESCRIPTOR);
 		memset(l->token_secret, (int)(i + 1), sizeof(l->token_secret));
 		if (d->cid_mode == PROTOCOL_CID_QUIC_LB ||
 			d->cid_mode == PROTOCOL_CID_QUIC_LB_PLAIN) {
@@ -226,7 +227,7 @@ _unused_ static void fake_grant(
 	}
 	EXPECT(message_send(d->connection, PROTOCOL_GRANT, sequence, &body,
 		       sizeof(body.fixed) + d->n_listeners * sizeof(body.listeners[0]), fds,
-		       d->n_listeners) == 0);
+		       n_workers ? d->n_listeners : 0) == 0);
 	for (uint32_t i = 0; i < d->n_listeners; i++)
 		close(fds[i]);
 }

@@ -1019,6 +1019,74 @@ static void an_impossible_configuration_is_refused(void **state)
 	assert_int_equal(count_descriptors(), f->n_descriptors + 4);
 }
 
+static uint64_t cookie_of(int fd)
+{
+	uint64_t cookie = 0;
+	socklen_t length = sizeof(cookie);
+
+	EXPECT(getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) == 0);
+	return cookie;
+}
+
+static void expect_adopt(struct fake *d, uint16_t step, uint32_t backlog)
+{
+	static uint64_t cookie;
+
+	fake_receive(d, PROTOCOL_ADOPT);
+	EXPECT(le32toh(d->message.adopt.registration) == d->registration);
+	EXPECT(le16toh(d->message.adopt.listener) == 1);
+	EXPECT(le16toh(d->message.adopt.step) == step);
+	EXPECT(le32toh(d->message.adopt.backlog) == backlog);
+	EXPECT(d->message.n_fds == 1);
+	EXPECT(!cookie || cookie == cookie_of(d->message.fds[0]));
+	cookie = cookie_of(d->message.fds[0]);
+}
+
+static void adopt(struct fake *d)
+{
+	fake_welcome(d);
+	fake_receive(d, PROTOCOL_REGISTER);
+	EXPECT(le32toh(d->message.reg.flags) == PROTOCOL_REGISTER_ADOPT);
+	EXPECT(le32toh(d->message.reg.n_workers) == 8);
+	fake_grant(d, d->message.header.sequence, 0, 0);
+	fake_receive(d, PROTOCOL_ACK);
+	EXPECT(le32toh(d->message.ack.worker) == 0);
+	fake_ok(d);
+	expect_adopt(d, PROTOCOL_ADOPT_BIND, 0);
+	fake_ok(d);
+	expect_adopt(d, PROTOCOL_ADOPT_LISTEN, 5);
+	fake_ok(d);
+	expect_adopt(d, PROTOCOL_ADOPT_LISTEN, 0);
+	fake_error(d, ENOENT, "it was never adopted");
+	fake_receive(d, PROTOCOL_READY);
+	fake_ok(d);
+	fake_receive_end(d);
+}
+
+static void sockets_are_brought_and_stay_the_callers(void **state)
+{
+	struct fixture *f = *state;
+	int fd;
+
+	start(f, adopt);
+	fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	CHECK(reuseport_adopt(f->r, 0, fd, REUSEPORT_ADOPT_BIND, WAIT_MSEC), -EINVAL);
+	CHECK(reuseport_register_adopting(f->r, "web", NULL, 0, 0, WAIT_MSEC, NULL, NULL), -EINVAL);
+	CHECK(reuseport_register_adopting(f->r, "web", NULL, 8, 0, WAIT_MSEC, NULL, NULL), 0);
+	assert_int_equal(reuseport_n_workers(f->r), 0);
+	assert_int_equal(reuseport_n_listeners(f->r), 2);
+	assert_string_equal(reuseport_listener_name(f->r, 1), "admin");
+	assert_int_equal(reuseport_socket(f->r, 0, 0), -ERANGE);
+	CHECK(reuseport_adopt(f->r, 2, fd, REUSEPORT_ADOPT_BIND, WAIT_MSEC), -EINVAL);
+	CHECK(reuseport_adopt(f->r, 1, fd, REUSEPORT_ADOPT_BIND, WAIT_MSEC), 0);
+	CHECK(reuseport_adopt(f->r, 1, fd, 5, WAIT_MSEC), 0);
+	CHECK(reuseport_adopt(f->r, 1, fd, 0, WAIT_MSEC), -ENOENT);
+	CHECK_ERROR("cannot adopt the socket: it was never adopted");
+	CHECK(reuseport_ready(f->r, WAIT_MSEC), 0);
+	assert_int_equal(fcntl(fd, F_GETFD), FD_CLOEXEC);
+	close(fd);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
 
 int main(void)
@@ -1049,6 +1117,7 @@ int main(void)
 		TEST(threads_and_forked_children_never_make_the_same_id),
 		TEST(rotated_keys_are_in_effect_at_once_and_told_once),
 		TEST(an_impossible_configuration_is_refused),
+		TEST(sockets_are_brought_and_stay_the_callers),
 	};
 
 	unsetenv("REUSEPORT_SOCKET");

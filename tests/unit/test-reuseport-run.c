@@ -630,6 +630,15 @@ static void a_wrong_command_line_is_2(void **state)
 	}
 }
 
+static void what_binds_for_itself_is_passed_nothing(void **state)
+{
+	struct fixture *f = *state;
+
+	launch(f, NULL, "--service", "web", "--adopt", "--pass", "args", "--", "true", NULL);
+	assert_int_equal(finish(f), 2);
+	CHECK_OUTPUT("--adopt: the server has its own sockets");
+}
+
 static void without_a_daemon_it_says_so(void **state)
 {
 	struct fixture *f = *state;
@@ -670,6 +679,7 @@ int main(void)
 		TEST(the_servers_signal_may_come_later),
 		TEST(the_server_outlives_the_daemon),
 		TEST(a_wrong_command_line_is_2),
+		TEST(what_binds_for_itself_is_passed_nothing),
 		TEST(without_a_daemon_it_says_so),
 	};
 
