@@ -265,21 +265,23 @@ static int fetch_socket(const struct run *run, const struct seccomp_notif *reque
 static bool read_address(
 	const struct run *run, const struct seccomp_notif *request, struct sockaddr_storage *ret)
 {
-	size_t length = MIN((size_t)(uint32_t)request->data.args[2], sizeof(*ret));
-	struct iovec local = {.iov_base = ret, .iov_len = length};
-	struct iovec remote = {
-		.iov_base = (void *)(uintptr_t)request->data.args[1], .iov_len = length};
+	int length = (int)request->data.args[2]; /* of bind(2): socklen_t, taken as an int */
+	struct iovec local = {.iov_base = ret};
+	struct iovec remote = {.iov_base = (void *)(uintptr_t)request->data.args[1]};
 	ssize_t size;
 
+	if (length < 0 || (size_t)length > sizeof(*ret))
+		return false;
 	memset(ret, 0, sizeof(*ret));
+	local.iov_len = remote.iov_len = (size_t)length;
 	size = process_vm_readv((pid_t)request->pid, &local, 1, &remote, 1, 0);
 	if (size < 0 && errno == EPERM)
 		run_complain("--adopt: may not look into process %u (see ptrace(2) and "
 			     "kernel.yama.ptrace_scope); its bind() is not adopted",
 			request->pid);
 	/* Shorter ones the kernel refuses (inet_bind, inet6_bind: SIN6_LEN_RFC2133). */
-	return size == (ssize_t)length && id_is_valid(run, request) &&
-	       ((ret->ss_family == AF_INET && length >= sizeof(struct sockaddr_in)) ||
+	return size == length && id_is_valid(run, request) &&
+	       ((ret->ss_family == AF_INET && (size_t)length >= sizeof(struct sockaddr_in)) ||
 		       (ret->ss_family == AF_INET6 && length >= 24));
 }
 

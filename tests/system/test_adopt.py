@@ -228,6 +228,7 @@ def test_every_socket_of_every_process_and_thread_gets_a_slot(daemon, adopt):
 def test_other_addresses_pass_untouched(daemon, adopt, tmp_path):
     one = adopt("one", f"""
         import stat
+        adopted = listen(("127.0.0.1", {PORT + 1}))
         others = [listen(("127.0.0.1", 9999)), listen(("127.0.0.2", {PORT})),
                   listen(("::1", {PORT}), family=socket.AF_INET6),
                   bind(("127.0.0.1", {PORT + 1}), kind=socket.SOCK_DGRAM),
@@ -238,7 +239,7 @@ def test_other_addresses_pass_untouched(daemon, adopt, tmp_path):
         """)
     assert one.told()["uids"] == [0] * 6
     ask(b"one", 9999)
-    assert daemon.status("web")["workers"] == []
+    assert len(daemon.status("web")["workers"]) == 1, "that of the one that is the service's"
 
 
 FAILS = """
@@ -478,11 +479,112 @@ def test_plain_user_below_port_1024(start_daemon, configuration, tmp_path):
         one.process.stop()
 
 
+def test_calls_that_the_kernel_refuses_are_refused_by_it(daemon, adopt):
+    """Addresses that can't be read, lengths and descriptors that are none: as without a launcher."""
+    one = adopt("one", FAILS + f"""
+    import ctypes, struct
+    libc = ctypes.CDLL(None, use_errno=True)
+    def call(function, *arguments):
+        return 0 if getattr(libc, function)(*arguments) == 0 else errno.errorcode[ctypes.get_errno()]
+    good = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", {PORT}, bytes([127, 0, 0, 1]))
+    adopted = listen(("127.0.0.1", {PORT}))
+    with open("/dev/null") as null, socket.socket() as s, socket.socket(socket.AF_UNIX) as u:
+        told = [call("bind", s.fileno(), None, 16), call("bind", s.fileno(), ctypes.c_void_p(1), 16),
+                call("bind", s.fileno(), good, 0), call("bind", s.fileno(), good, 15),
+                call("bind", s.fileno(), good, -1), call("bind", s.fileno(), good, 129),
+                call("bind", -1, good, 16), call("bind", null.fileno(), good, 16),
+                call("bind", u.fileno(), good, 16), call("bind", 99, good, 16),
+                call("listen", -1, 1), call("listen", null.fileno(), 1), call("listen", u.fileno(), 1),
+                call("listen", 99, 1)]
+    tell(told=told)
+    serve([adopted], "one")
+    """)
+    assert one.told()["told"] == [
+        "EFAULT", "EFAULT", "EINVAL", "EINVAL", "EINVAL", "EINVAL", "EBADF", "ENOTSOCK", "EINVAL", "EBADF",
+        "EBADF", "ENOTSOCK", "EINVAL", "EBADF"]
+    ask(b"one")
+
+
+def test_thread_with_descriptors_of_its_own(daemon, adopt):
+    version = tuple(map(int, os.uname().release.split(".")[:2]))
+    if version < (6, 9):
+        pytest.skip("needs Linux 6.9: a pidfd of a thread")
+    one = adopt("one", f"""
+        import ctypes
+        def in_thread():
+            assert ctypes.CDLL(None).unshare(0x400) == 0  # CLONE_FILES
+            s = listen(("127.0.0.1", {PORT}))
+            tell()
+            while True:
+                connection, _ = s.accept()
+                connection.sendall(b"thread " + connection.recv(4096))
+                connection.close()
+        threading.Thread(target=in_thread, daemon=True).start()
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        signal.pause()
+        """)
+    one.told()
+    ask(b"thread")
+
+
+def test_killed_launcher_leaves_the_server_at_work(daemon, adopt, tmp_path):
+    one = adopt("one", FAILS + f"""
+    s = listen(("127.0.0.1", {PORT}))
+    tell()
+    while not os.path.exists({str(tmp_path / "go")!r}):
+        select.select([], [], [], 0.01)
+    tell(error=fails(bind, ("127.0.0.1", 9999)))
+    serve([s], "one")
+    """)
+    pid = one.told()["pid"]
+    try:
+        one.process.send_signal(signal.SIGKILL)
+        one.process.wait()
+        (tmp_path / "go").touch()
+        harness.poll_until(lambda: one.told().get("error"), "the server has tried")
+        assert one.told()["error"] == "ENOSYS"
+        ask(b"one")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    harness.poll_until(lambda: states(daemon) == [], "the slot is given back")
+
+
+def test_one_within_another_says_why_not(daemon, adopt):
+    inner = [str(harness.REUSEPORT_RUN), "--socket", daemon.worker_socket, "--service", "web", "--adopt",
+             "--", "/bin/true"]
+    one = adopt("one", f"""
+        import subprocess
+        done = subprocess.run({inner!r}, capture_output=True, text=True)
+        tell(status=done.returncode, said=done.stderr)
+        """)
+    told = one.told()
+    assert told["status"] == 126
+    assert "another seccomp filter here is listened to already" in told["said"]
+
+
+def test_datagrams_before_the_server_hold_no_client_back(daemon, adopt):
+    """A client that sent before there was a server is answered when it sends again."""
+    with harness.udp_client(ADDRESS) as client:
+        client.send(b"early")
+        harness.poll_until(lambda: [l["standby"] for l in daemon.status("web")["listeners"]
+                                    if l["name"] == "dns"] == [1], "it waits")
+        adopt("one", f"""
+            s = bind(("127.0.0.1", {PORT}), kind=socket.SOCK_DGRAM)
+            tell()
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            while True:
+                data, sender = s.recvfrom(2000)
+                s.sendto(b"one " + data, sender)
+            """).told()
+        client.send(b"again")
+        assert client.recv(100) == b"one again"
+
+
 def test_server_that_dies_while_it_binds(daemon, adopt):
     """Children killed in the middle of it: no slot stays, the next one is served as ever."""
     one = adopt("one", f"""
         import time, random
-        for i in range(200):
+        for i in range(201):
             pid = os.fork()
             if pid == 0:
                 while True:
@@ -490,11 +592,14 @@ def test_server_that_dies_while_it_binds(daemon, adopt):
             time.sleep(random.random() * 0.003)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            if i == 0:
+                held = len(os.listdir("/proc/%d/fd" % os.getppid()))
         s = listen(("127.0.0.1", {PORT}))
-        tell()
+        tell(held=[held, len(os.listdir("/proc/%d/fd" % os.getppid()))])
         serve([s], "one")
         """)
-    one.told()
+    before, after = one.told()["held"]
+    assert after == before, "descriptors of the launcher"
     assert len(daemon.status("web")["workers"]) == 1
     ask(b"one")
     assert "cannot answer" not in one.process.output()

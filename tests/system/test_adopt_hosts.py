@@ -87,6 +87,38 @@ def answered(daemon):
     return sum(l["new_connections"] for l in daemon.status("web")["listeners"])
 
 
+@pytest.mark.parametrize("host", ["nginx"], indirect=True)
+def test_nginx_reloads_itself_with_more_workers(start_daemon, configuration, processes, tmp_path, client,
+                                                host):
+    """
+    nginx's own way: its master reads its configuration anew and binds what it lacks, two sockets more
+    each time. They join as they are bound, and no request fails meanwhile.
+    """
+    configuration.service("web", "[Service]\n" + LISTENERS[host.client])
+    daemon = start_daemon("--adopt", "--config", configuration.directory)
+    processes.append(harness.Process(
+        [harness.REUSEPORT_RUN, "--socket", daemon.worker_socket, "--service", "web",
+         "--drain-signal", "QUIT", "--adopt", "--", *host.prepare(tmp_path / "nginx")],
+        tmp_path / "log"))
+
+    def workers(n):
+        harness.poll_until(lambda: len([w for w in daemon.status("web")["workers"]
+                                        if w["state"] == "active"]) == n, f"{n} active workers")
+    workers(4)
+    load = client()
+    configured = tmp_path / "nginx" / "nginx.conf"
+    for n in (6, 8, 10):
+        configured.write_text(configured.read_text().replace(f"worker_processes {n - 2};",
+                                                             f"worker_processes {n};"))
+        processes[0].send_signal(signal.SIGHUP)
+        workers(n)
+        before = answered(daemon)
+        harness.poll_until(lambda: answered(daemon) > before + 100, "requests go on")
+    done, failed = load.finish()
+    print(f"FIGURES nginx, three reloads from 4 to 10 workers: {failed} of {done + failed} failed")
+    assert failed == 0 and done > 300
+
+
 def test_restart_without_us_loses_some(host, processes, client, tmp_path):
     def start():
         processes.append(harness.Process(host.prepare(tmp_path / f"{len(processes)}"),
