@@ -85,6 +85,11 @@ static int check_kind(const struct adoption *adoption)
 
 	if (protocol < 0)
 		return refuse(adoption, -EOPNOTSUPP, "the descriptor is not a socket");
+	if (config->cid_mode == CID_QUIC_LB || config->cid_mode == CID_QUIC_LB_PLAIN)
+		return refuse(adoption, -EOPNOTSUPP,
+			"ConnectionID=%s is for servers that use libreuseport; set it to nginx for "
+			"nginx, else to opaque",
+			cid_mode_name(config->cid_mode));
 	if (network_cookie(fd) != network_cookie(adoption->listener->group->sink))
 		return refuse(adoption, -EXDEV,
 			"the socket is of another network namespace than the daemon");

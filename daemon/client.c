@@ -262,7 +262,8 @@ void client_send_keys(struct client *client)
 	bool told;
 
 	/* What it is sent before the last ACK it would not know whose it is. */
-	if (!client->registration || !client->registration->acked)
+	if (!client->registration || !client->registration->acked ||
+		client->registration->max_workers) /* adopts: none of its sockets has a key */
 		return;
 	told = send_all_keys(client, &error);
 	if (error < 0 && !client->keys_untold)

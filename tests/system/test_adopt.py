@@ -764,6 +764,22 @@ def test_copy_of_a_socket_is_not_kept(daemon, adopter):
     assert len(daemon.status("web")["workers"]) == 1
 
 
+def test_no_socket_is_adopted_where_ids_need_a_key(start_daemon):
+    """Its server would not know how IDs are made, and is told no key, neither now nor when it changes."""
+    daemon = start_daemon("--adopt", "--listen", f"web=quic://127.0.0.1:{PORT}",
+                          "--listen", f"web=tcp://127.0.0.1:{PORT}")
+    adopter = proto.Adopter(daemon.worker_socket)
+    quic = [l.transport for l in adopter.listeners].index(proto.QUIC)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+        assert refused(adopter, proto.ADOPT_BIND, udp.fileno(), listener=quic) == "ENOTSUP"
+        for step in (proto.ADOPT_BIND, proto.ADOPT_LISTEN):
+            adopter.adopt(step, tcp.fileno(), listener=1 - quic)
+        daemon.call("RotateKeys", service="web")
+        adopter.ready()
+    assert adopter.connection.events == []
+    adopter.close()
+
+
 def test_draining_registration_adopts_nothing(daemon, adopter):
     with socket.socket() as first, socket.socket() as second:
         for step in (proto.ADOPT_BIND, proto.ADOPT_LISTEN):
