@@ -7,6 +7,7 @@
 #include <bpf/libbpf.h>
 #include <pwd.h>
 #include <signal.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -456,6 +457,9 @@ int main(int argc, char **argv)
 	struct inherited inherited = {0};
 	int result;
 
+	/* What a client can make large goes back to the system with it: without a fixed threshold,
+	 * large buffers move into the heap and stay there (mallopt(3)). */
+	mallopt(M_MMAP_THRESHOLD, 64 * 1024);
 	options.listen = calloc((size_t)argc, sizeof(*options.listen));
 	if (!options.listen)
 		return EXIT_FAILURE;

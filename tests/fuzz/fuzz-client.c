@@ -74,6 +74,30 @@ size_t group_quic_retire_cids(
 	return cids[0].length % (n_cids + 1);
 }
 
+/* Refused by what the backlog says, else as the real one does with its slots. */
+int adopt_socket(struct registration *registration, struct listener *listener, int fd,
+	enum protocol_adopt_step step, uint32_t backlog, char *text)
+{
+	const char *reason = "refused";
+	struct worker *worker;
+	int error = -EINVAL;
+
+	worker = backlog % 4 ? registration_take_worker(registration, listener, &error, &reason)
+			     : NULL;
+	snprintf(text, PROTOCOL_TEXT_MAX, "%s", reason);
+	if (!worker)
+		return error;
+	if (backlog % 4 == 1) {
+		registration_drop_worker(worker, listener);
+		return -EIO;
+	}
+	socket_there[listener->index][worker->slot] = true;
+	registration_joined(worker, listener);
+	if (backlog % 4 == 3) /* the server closes it, and the kernel takes it out */
+		socket_there[listener->index][worker->slot] = false;
+	return 0;
+}
+
 int keys_next_nonce_prefix(struct keys *keys, uint8_t prefix[4])
 {
 	return 0;
