@@ -341,8 +341,9 @@ static int on_bind(struct run *run, const struct seccomp_notif *request)
 		if (fd != -EBADF && fd != -ENOENT && fd != -ESRCH)
 			run_complain("--adopt: cannot take the socket of process %u: %s%s",
 				request->pid, strerror(-fd),
-				fd == -EPERM ? " (see ptrace(2) and kernel.yama.ptrace_scope)"
-					     : "");
+				fd == -EPERM
+					? " (pidfd_getfd: see ptrace(2), kernel.yama.ptrace_scope, and the system call filter of the unit or container)"
+					: "");
 		return PASS;
 	}
 	if (socket_number(fd, SO_DOMAIN) != address.ss_family)

@@ -25,7 +25,8 @@ mount -t tmpfs tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=$2:$3,upperdir=$1/upper,workdir=$1/work" "$1/root"
 SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 exec systemd-nspawn --quiet --register=no --keep-unit --boot \\
-	--directory="$1/root" --console=pipe --private-network --capability=all --system-call-filter=bpf \\
+	--directory="$1/root" --console=pipe --private-network --capability=all \\
+	--system-call-filter="bpf pidfd_getfd" \\
 	-- --unit=basic.target
 """
 

@@ -266,10 +266,17 @@ def test_drop_ins_add_their_capability_and_no_other(machine):
         assert services(machine) == ["web"]
 
 
-def start_example(machine, *instances):
-    """The sample unit and nginx's sample configuration as they are installed."""
+def start_example(machine, *instances, adopt=False):
+    """
+    The sample unit and nginx's sample configuration as they are installed. adopt: the same, but nginx
+    gets no socket and binds for itself.
+    """
     machine.run("cp", f"{EXAMPLES}/reuseport-example@.service", f"{UNITS}/")
     machine.run("cp", f"{EXAMPLES}/reuseport-example.conf", "/etc/nginx/")
+    if adopt:
+        unit = machine.run("cat", f"{UNITS}/reuseport-example@.service").stdout
+        assert unit.count("--pass nginx") == 1
+        machine.write(f"{UNITS}/reuseport-example@.service", unit.replace("--pass nginx", "--adopt"))
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", *(f"reuseport-example@{i}.service" for i in instances))
     workers = status(machine)["services"][0]["workers"]
@@ -301,10 +308,14 @@ class Load:
         return answered, failed + (int(other.group(1)) if other else 0)
 
 
+@pytest.mark.parametrize("adopt", [False, True])
 @pytest.mark.parametrize("instances", [(1, 2), (1,)])
-def test_server_unit_restarts_under_load_without_a_failed_request(machine, tmp_path, instances):
+def test_server_unit_restarts_under_load_without_a_failed_request(machine, tmp_path, instances, adopt):
+    if adopt:
+        machine.run("install", "-D", "-m644", f"{EXAMPLES}/chown.conf", f"{UNITS}/{SERVICE}.d/chown.conf")
+        machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", SERVICE)
-    start_example(machine, *instances)
+    start_example(machine, *instances, adopt=adopt)
     load = Load(machine, tmp_path)
     for _ in range(10):
         for instance in instances:
