@@ -127,7 +127,8 @@ def tree(system):
 
 @pytest.fixture
 def place(tree):
-    """A directory in the tree, with a certificate."""
+    """A directory in the tree, with a certificate, for a test that takes its time."""
+    signal.alarm(3 * TEST_SECONDS)
     result = hosts.Place()
     result.certificate()
     yield result

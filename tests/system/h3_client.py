@@ -103,6 +103,7 @@ class Client:
         if self.socket:
             self.load.forget(self)
             self.socket.close()
+        self.heard = False  # from the server, on this socket
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.bind((address, 0))
@@ -143,6 +144,7 @@ class Client:
                 self.load.count("resets")
                 self.end("stateless reset")
                 return
+            self.heard = True
             self.quic.receive_datagram(octets, (SERVER, self.load.arguments.port),
                                        now=time.monotonic())
             # One after the other: behind a GOAWAY and a close, a reset is of no account.
@@ -195,8 +197,13 @@ class Client:
         self.flush()
 
     def due_to_move(self, now):
-        return not self.ended and not self.load.held and self.next_move is not None and \
-            self.next_move <= now and (not self.replaced or self.request is not None)
+        """
+        Only where something has come back: on a busy machine, moving on before the answer could
+        arrive would go on for ever.
+        """
+        return not self.ended and not self.load.held and self.heard and \
+            self.next_move is not None and self.next_move <= now and \
+            (not self.replaced or self.request is not None)
 
     def check_patience(self, now):
         patience = self.load.arguments.patience
@@ -459,7 +466,7 @@ def main():
     parser.add_argument("--move", choices=("rebind", "migrate", "rotate"))
     parser.add_argument("--every", type=float, default=1, help="seconds between moves")
     parser.add_argument("--moves", type=int, help="of each connection at most")
-    parser.add_argument("--patience", type=float, default=8, help="seconds without any answer")
+    parser.add_argument("--patience", type=float, default=20, help="seconds without any answer")
     Load(parser.parse_args()).run()
 
 

@@ -112,7 +112,7 @@ class Server:
                                              instance=arguments.instance)
         self.socket = self.worker.socket
         self.configuration = QuicConfiguration(is_client=False, alpn_protocols=["h3"],
-                                               connection_id_length=CID_LENGTH, idle_timeout=60)
+                                               connection_id_length=CID_LENGTH, idle_timeout=20)
         self.configuration.load_cert_chain(arguments.certificate, arguments.key)
         self.by_cid = {}
         self.connections = set()

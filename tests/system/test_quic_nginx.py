@@ -67,19 +67,19 @@ def configure(place, name, **values):
 class Clients:
     """Every kind at once, so that a run says how each fares."""
 
-    def __init__(self, place):
+    def __init__(self, place, *options):
         slow = ["--path", "/slow", "--octets", SLOW_OCTETS]
         self.ours = {}
         self.others = {}
         try:
-            for name, connections, options in (
+            for name, connections, own in (
                     ("steady", 8, []),
                     ("rebind", 12, ["--move", "rebind"]),
                     ("migrate", 12, ["--move", "migrate"]),
                     ("download-rebind", 8, ["--move", "rebind", *slow]),
                     ("download-migrate", 8, ["--move", "migrate", *slow])):
                 self.ours[name] = hosts.H3Client(place, name, PORT, connections,
-                                                 ["--pause", 0.2, "--patience", 5, *options])
+                                                 ["--pause", 0.2, *options, *own])
             for name, client in self.ours.items():
                 client.wait_for("answered" if "download" not in name else "handshakes", 8,
                                 f"{name} has begun")
@@ -109,7 +109,7 @@ class Clients:
             ended = self.ended()
             return all(ended[name] >= count for name, count in wanted.items())
         try:
-            harness.poll_until(more, "requests go on", at_most or harness.DEADLINE, interval=0.05)
+            harness.poll_until(more, "requests go on", at_most or hosts.DEADLINE, interval=0.05)
         except AssertionError:
             if not at_most:
                 raise
@@ -161,7 +161,7 @@ def test_nginx_alone_reloading_for_comparison(netns, place, quic_bpf):
     clients = None
     try:
         harness.poll_until(lambda: len(children(nginx.pid)) == 4, "four workers")
-        clients = Clients(place)
+        clients = Clients(place, "--patience", 5)
         for _ in range(reloads):
             clients.go_on(at_most=6)
             before = set(children(nginx.pid))
@@ -251,7 +251,7 @@ def test_replacing_two_nginx_in_turn_loses_nothing(web, place):
             quit_nginx(replaced[-1], clients)
         clients.go_on()
         for process in replaced:
-            assert process.wait() == 0, process.output()
+            assert process.wait(hosts.DEADLINE) == 0, process.output()
         counts, said = clients.finish()
     finally:
         clients.kill()
@@ -280,7 +280,7 @@ def test_drain_delay_lets_new_connections_make_their_requests(web, place):
         for i in range(replacements):
             before = instances.start(names[i % 2])
             steady.wait_for_more("answered", 50, "requests go on")
-            assert before.wait() == 0, before.output()
+            assert before.wait(hosts.DEADLINE) == 0, before.output()
         counts = {name: client.finish() for name, client in clients.items()}
         counts["steady"] = steady.finish()
     finally:

@@ -7,6 +7,8 @@ can't.
 Caddy's quic-go follows three changes of address in one connection and no more, also where it is
 alone, so each connection makes at most three here.
 """
+import signal
+
 import pytest
 
 import hosts
@@ -50,7 +52,7 @@ ConnectionID=opaque
     daemon = start_daemon("--config", configuration.directory)
     instances = hosts.Instances(daemon, place, make, ["--pass", "args", "--drain-delay", "2"])
     yield instances
-    instances.stop()
+    instances.stop(signal.SIGQUIT)  # at once; it waits for clients otherwise
 
 
 def clients_of(place, *kinds):
@@ -97,7 +99,7 @@ def test_caddy_keeps_its_connections_through_scaling_and_rebinding(caddy, place)
         retired = [caddy.retire("web@2"), caddy.start("web@1")]
         moved(3)
         for process in retired:
-            assert process.wait() == 0, process.output()
+            assert process.wait(hosts.DEADLINE) == 0, process.output()
         # Those of the new instances move as well.
         rebind.wait_for_more("answered", 40, "requests go on")
         counts, said = finish(clients)
@@ -118,7 +120,8 @@ def test_new_id_on_a_new_path_is_what_opaque_cannot_follow(caddy, place):
     for name in ("web@1", "web@2", "web@3"):
         caddy.start(name)
     clients = clients_of(
-        place, ("steady", 8), ("migrate", 24, "--move", "migrate", "--every", 3, "--moves", 1))
+        place, ("steady", 8), ("migrate", 24, "--move", "migrate", "--every", 3, "--moves", 1,
+                                 "--patience", 10))
     try:
         clients["migrate"].wait_for("migrated", 24, "each has migrated")
         clients["steady"].wait_for_more("answered", 60, "each has made a request since")

@@ -71,14 +71,14 @@ ConnectionID=registered
 def test_registered_ids_keep_every_connection_through_rolling_replacement(servers, place):
     """
     Three servers, each replaced twice, while clients change port or migrate to a new ID and
-    address twice a second: what draining servers have moves as well.
+    address once a second: what draining servers have moves as well.
     """
     names = ("web@1", "web@2", "web@3")
     for name in names:
         servers.start(name)
     clients = {name: hosts.H3Client(place, name, PORT, 8, ["--pause", 0.2, *options])
-               for name, *options in (("steady",), ("rebind", "--move", "rebind", "--every", 0.5),
-                                      ("migrate", "--move", "migrate", "--every", 0.5))}
+               for name, *options in (("steady",), ("rebind", "--move", "rebind"),
+                                      ("migrate", "--move", "migrate"))}
     try:
         replaced = []
         for i in range(6):
@@ -89,7 +89,7 @@ def test_registered_ids_keep_every_connection_through_rolling_replacement(server
         for client in clients.values():
             client.wait_for_more("answered", 30, "requests go on")
         for process in replaced:
-            assert process.wait() == 0, process.output()
+            assert process.wait(hosts.DEADLINE) == 0, process.output()
         counts = {name: client.finish() for name, client in clients.items()}
         said = sum((each.pop("losses") for each in counts.values()), [])
     finally:
@@ -97,6 +97,6 @@ def test_registered_ids_keep_every_connection_through_rolling_replacement(server
             client.kill()
     hosts.report("aioquic, registered, three servers, 6 replacements", counts, said)
     hosts.check_nothing_lost(counts, said)
-    assert counts["rebind"]["rebound"] > 50 and counts["migrate"]["migrated"] > 50
+    assert counts["rebind"]["rebound"] > 30 and counts["migrate"]["migrated"] > 30
     for process in servers.processes:
         assert "nobody's" not in process.output(), process.output()
