@@ -452,7 +452,7 @@ unsigned registration_undrain(struct registration *registration, int32_t slot)
 void registration_check(struct registration *registration)
 {
 	struct service *service = registration->service;
-	uint64_t now = now_monotonic();
+	uint64_t now = now_monotonic(), timeout = service->config->drain_timeout_usec;
 	bool changed = false, any_socket = false, overdue = false;
 
 	if (!registration->acked)
@@ -466,6 +466,7 @@ void registration_check(struct registration *registration)
 		any_socket |= present != 0;
 		if (worker->state == WORKER_ACTIVE && (!present || registration->exited)) {
 			set_state(worker, WORKER_DRAINING);
+			worker->drain_before_usec = timeout ? now + timeout : 0;
 			changed = true;
 		}
 		overdue |= worker->state == WORKER_DRAINING && worker->drain_before_usec &&

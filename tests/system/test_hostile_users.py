@@ -44,6 +44,7 @@ AnswerTimeoutSec=2
     configuration.service("web", f"""[Service]
 AllowUser=nobody daemon
 MaxWorkers=60
+DrainTimeoutSec=2s
 [Listener http]
 ListenStream=127.0.0.1:{HTTP}
 [Listener dns]
@@ -658,6 +659,71 @@ def test_what_a_holder_does_to_granted_sockets_stays_in_its_service(daemon):
 
         assert harness.in_child(works_again, OTHER.pw_uid, OTHER.pw_gid)
         harness.poll_until(lambda: daemon.status("web")["workers"] == [], "it has gone")
+
+
+def test_any_option_on_granted_sockets_harms_nobody_else(daemon):
+    """Every option of every level with some values: 10,000 and more a round."""
+    levels = (socket.SOL_SOCKET, socket.IPPROTO_IP, socket.IPPROTO_IPV6, socket.IPPROTO_TCP,
+              socket.IPPROTO_UDP)
+
+    def attack():
+        worker = proto.Worker(daemon.worker_socket)
+        tried = 0
+        for each in worker.sockets[0].values():
+            for level in levels:
+                for option in range(1, 140):
+                    for value in (b"\0" * 4, b"\1\0\0\0", b"\xff" * 4, b"\xff" * 64, b"lo\0"):
+                        try_option(each, option, value, level)
+                        tried += 1
+        return tried
+
+    def works_again():
+        worker = proto.Worker(daemon.worker_socket)
+        with harness.tcp_client(("127.0.0.1", HTTP), b"request 0\n") as client:
+            harness.answer_all(worker.sockets[0]["http"], 1, b"worker")
+            harness.check_answers([client], b"worker")
+        with harness.udp_client(("127.0.0.1", UDP)) as client:
+            client.send(b"datagram")
+            harness.poll_until(lambda: harness.wait_readable([worker.sockets[0]["dns"]], 1),
+                               "the datagram comes")
+            assert worker.sockets[0]["dns"].recv(100) == b"datagram"
+        worker.leave()
+        return True
+
+    with undisturbed(daemon) as run:
+        assert run(attack, rounds=1) == 3 * len(levels) * 139 * 5
+        assert harness.in_child(works_again, OTHER.pw_uid, OTHER.pw_gid)
+        harness.poll_until(lambda: daemon.status("web")["workers"] == [], "it has gone")
+
+
+def test_sockets_that_outlive_their_process_have_their_time(daemon):
+    """The process ends, a child of it keeps the sockets: draining, and after the time gone."""
+    def attack():
+        ready, tell_ready = os.pipe()
+        stop, keep = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(keep)
+            proto_worker = proto.Worker(daemon.worker_socket)
+            if os.fork() == 0:
+                proto_worker.connection.close()
+                os.write(tell_ready, b"+")
+                os.read(stop, 1)  # until the attack is over
+                os._exit(0)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert os.read(ready, 1) == b"+"
+
+        def state():
+            return [(w["state"], w["exited"]) for w in daemon.status("web")["workers"]]
+
+        harness.poll_until(lambda: state() == [("draining", True)], "it drains")
+        harness.poll_until(lambda: state() == [], "its time is over")
+        os.close(keep)
+        return True
+
+    with undisturbed(daemon) as run:
+        assert run(attack, rounds=1)
 
 
 def test_instance_of_another_user_of_the_service_can_be_replaced(daemon):
