@@ -367,12 +367,31 @@ void message_done(struct message *m)
 	m->n_fds = 0;
 }
 
+/*
+ * The kernel adds them by itself only if the receiver has set SO_PASSCRED, which the daemon can't
+ * do before it has accepted the connection; a HELLO may be faster (unix_maybe_add_creds,
+ * Linux 6.1).
+ */
+static void add_credentials(struct msghdr *header)
+{
+	const struct ucred credentials = {.pid = getpid(), .uid = geteuid(), .gid = getegid()};
+	struct cmsghdr *c =
+		(struct cmsghdr *)((uint8_t *)header->msg_control + header->msg_controllen);
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_CREDENTIALS;
+	c->cmsg_len = CMSG_LEN(sizeof(credentials));
+	memcpy(CMSG_DATA(c), &credentials, sizeof(credentials));
+	header->msg_controllen += CMSG_SPACE(sizeof(credentials));
+}
+
 int message_send(int socket, uint16_t type, uint32_t sequence, const void *body, size_t length,
 	const int *fds, size_t n_fds)
 {
 	union {
 		struct cmsghdr align;
-		uint8_t octets[CMSG_SPACE(PROTOCOL_DESCRIPTORS_MAX * sizeof(int))];
+		uint8_t octets[CMSG_SPACE(PROTOCOL_DESCRIPTORS_MAX * sizeof(int)) +
+			       CMSG_SPACE(sizeof(struct ucred))];
 	} control;
 	struct protocol_header wire = {
 		.magic = htole32(PROTOCOL_MAGIC),
@@ -402,6 +421,8 @@ int message_send(int socket, uint16_t type, uint32_t sequence, const void *body,
 		c->cmsg_type = SCM_RIGHTS;
 		c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
 		memcpy(CMSG_DATA(c), fds, n_fds * sizeof(int));
+		if (type == PROTOCOL_HELLO)
+			add_credentials(&header);
 	}
 	do
 		sent = sendmsg(socket, &header, MSG_DONTWAIT | MSG_NOSIGNAL);

@@ -118,7 +118,8 @@ struct protocol_hello {
 	uint16_t version_max;
 	uint32_t flags; /* 0 */
 	/* 0 or 1 descriptor: a pidfd of the client itself, for kernels without SO_PEERPIDFD (before
-	 * Linux 6.5). Its pid is checked against SCM_CREDENTIALS of the message. */
+	 * Linux 6.5). Its pid is checked against SCM_CREDENTIALS, which the client sends with it:
+	 * the kernel adds none if the message is there before the daemon asks for them. */
 } __attribute__((packed));
 
 struct protocol_welcome {

@@ -87,16 +87,20 @@ class Connection:
     def close(self):
         self.socket.close()
 
-    def send_raw(self, octets, descriptors=()):
+    def send_raw(self, octets, descriptors=(), identify=False):
         ancillary = []
         if descriptors:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        if identify:
+            credentials = struct.pack("iII", os.getpid(), os.geteuid(), os.getegid())
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials))
         self.socket.sendmsg([octets], ancillary, socket.MSG_NOSIGNAL)
 
     def send(self, kind, body=b"", descriptors=()):
         self.sequence += 1
         self.send_raw(
-            header(kind, len(body), self.sequence, len(descriptors)) + body, descriptors)
+            header(kind, len(body), self.sequence, len(descriptors)) + body, descriptors,
+            identify=kind == HELLO and bool(descriptors))
         return self.sequence
 
     def receive(self):
