@@ -68,6 +68,11 @@ static __always_inline int select_slot(struct sk_reuseport_md *ctx, __u32 slot)
 	return bpf_sk_select_reuseport(ctx, &socket_map, key_of(slot), 0);
 }
 
+/*
+ * Asked for again in a function of its own that has a map's key in it, not handed to it: an
+ * argument is plain memory to the verifier, which Linux 6.1 takes for no key ("R2 type=mem
+ * expected=fp, ...").
+ */
 static __always_inline struct group_cpu *this_cpu(void)
 {
 	return bpf_map_lookup_elem(&group_cpu, (void *)&first_key);

@@ -149,8 +149,9 @@ static __always_inline const __u8 *own_id(const __u8 *p, __u32 *rotation)
  * Decrypts the ID of which room->block has the two words, and keeps its slot in the cache, where
  * cpu->key says.
  */
-__noinline __u32 decrypt_slot(struct group_cpu *cpu, __u32 rotation, __u64 check)
+__noinline __u32 decrypt_slot(__u32 rotation, __u64 check)
 {
+	struct group_cpu *cpu = this_cpu();
 	struct quic_lb_words words;
 	struct quic_room *room;
 	__u64 *entry;
@@ -193,7 +194,7 @@ static __always_inline __u32 encrypted_slot(const __u8 *id, __u32 rotation)
 		if ((seen ^ hash) <= CID_CACHE_SLOT)
 			return seen & CID_CACHE_SLOT;
 	}
-	return decrypt_slot(cpu, rotation, hash & ~CID_CACHE_SLOT);
+	return decrypt_slot(rotation, hash & ~CID_CACHE_SLOT);
 }
 
 /* The slot that one of our own IDs names; INDEX_NONE for other IDs. */
@@ -252,8 +253,9 @@ static __always_inline __u32 registered_slot(struct quic_room *room, __u32 lengt
 }
 
 /* The same for a short header, which does not say how long its ID is. */
-__noinline __u32 registered_short_slot(struct group_cpu *cpu, __u32 length)
+__noinline __u32 registered_short_slot(__u32 length)
 {
+	struct group_cpu *cpu = this_cpu();
 	struct quic_room *room;
 	__u32 i, slot;
 
@@ -321,7 +323,7 @@ static __always_inline __u32 dcid_slot(struct group_cpu *cpu, __u32 length)
 {
 	if (room_of(cpu)->header.long_header)
 		return registered_slot(room_of(cpu), room_of(cpu)->header.dcid_length);
-	return registered_short_slot(cpu, length);
+	return registered_short_slot(length);
 }
 
 /* nginx: the worker with this socket cookie. */
@@ -376,8 +378,9 @@ static __always_inline __u32 select_by_hash(
 }
 
 /* By room->header and room->hash. */
-__noinline int select_unknown(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
+__noinline int select_unknown(struct sk_reuseport_md *ctx)
 {
+	struct group_cpu *cpu = this_cpu();
 	__u32 selected;
 
 	if (!cpu)
@@ -440,8 +443,10 @@ __noinline __u32 load_scid(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
 }
 
 /* Remembers that the hash belongs to the slot. */
-__noinline int note_flow(struct group_cpu *cpu, __u64 hash, __u32 slot)
+__noinline int note_flow(__u64 hash, __u32 slot)
 {
+	struct group_cpu *cpu = this_cpu();
+
 	if (!cpu)
 		return 0;
 	if (flow_find(cpu, quic_flow_set(hash), quic_flow_tag(hash)) == slot)
@@ -472,9 +477,9 @@ __noinline int learn_dcid(struct group_cpu *cpu, __u64 address, __u32 length, __
 	room = room_of(cpu);
 	dcid = room->window[0] & 0x80 ? room->window + 6 : room->window + 1;
 	if (length >= QUIC_PREFIX_LONG)
-		return note_flow(cpu, hash_prefix(room, dcid, QUIC_PREFIX_LONG), slot);
-	note_flow(cpu, ~address, slot);
-	return note_flow(cpu, hash_prefix(room, dcid, QUIC_PREFIX_SHORT), slot);
+		return note_flow(hash_prefix(room, dcid, QUIC_PREFIX_LONG), slot);
+	note_flow(~address, slot);
+	return note_flow(hash_prefix(room, dcid, QUIC_PREFIX_SHORT), slot);
 }
 
 /*
@@ -486,6 +491,24 @@ __noinline int learn_dcid(struct group_cpu *cpu, __u64 address, __u32 length, __
 static __always_inline bool is_servers_id(__u32 kind, __u32 length)
 {
 	return kind == QUIC_HANDSHAKE || (kind == QUIC_INITIAL && length < QUIC_PREFIX_LONG);
+}
+
+/*
+ * These two are functions of their own, so that few registers are taken where they are called: what
+ * is spilled there may share a place on the stack with something wider, which Linux 6.1 takes for
+ * an attempt to forge a pointer.
+ */
+__noinline __u32 select_new_connection(struct sk_reuseport_md *ctx, __u32 hash)
+{
+	return select_new(ctx, hash, ARRIVAL_NEW);
+}
+
+/* Whom the flow map names for the hash, when that one took the packet, else INDEX_NONE. */
+__noinline __u32 select_known(struct sk_reuseport_md *ctx, __u64 hash)
+{
+	struct group_cpu *cpu = this_cpu();
+
+	return cpu ? select_by_hash(ctx, cpu, hash) : INDEX_NONE;
 }
 
 /*
@@ -503,17 +526,17 @@ static __always_inline int select_opaque_long(
 		address, quic_hash(&quic_state.hash_key, room->word[0], room->word[1],
 				 room->word[2] | QUIC_HASH_CID(length)));
 
-	slot = select_by_hash(ctx, cpu, hash);
+	slot = select_known(ctx, hash);
 	if (slot == INDEX_NONE) {
 		if (!quic_begins_connection(kind))
 			return select_stray(ctx, address);
-		slot = select_new(ctx, quic_listener_hash(address), ARRIVAL_NEW);
+		slot = select_new_connection(ctx, quic_listener_hash(address));
 		if (slot == INDEX_NONE)
 			return SK_DROP;
 		slot = slot_of(slot);
-		note_flow(cpu, hash, slot);
+		note_flow(hash, slot);
 	}
-	note_flow(cpu, address, slot);
+	note_flow(address, slot);
 	if (is_servers_id(kind, room->window[5]))
 		learn_dcid(cpu, address, room->window[5], slot);
 	return SK_PASS;
@@ -536,23 +559,23 @@ static __always_inline int select_opaque_short(
 	struct quic_room *room = room_of(cpu);
 	__u32 slot;
 
-	slot = select_by_hash(ctx, cpu, hash_prefix(room, room->window + 1, QUIC_PREFIX_LONG));
+	slot = select_known(ctx, hash_prefix(room, room->window + 1, QUIC_PREFIX_LONG));
 	if (slot != INDEX_NONE) {
-		note_flow(cpu, address, slot);
+		note_flow(address, slot);
 		return SK_PASS;
 	}
-	slot = select_by_hash(ctx, cpu, address);
+	slot = select_known(ctx, address);
 	if (slot != INDEX_NONE) {
 		learn_dcid(cpu, address,
 			has_short_ids(cpu, address, slot) ? QUIC_PREFIX_SHORT : QUIC_PREFIX_LONG,
 			slot);
 		return SK_PASS;
 	}
-	slot = select_by_hash(ctx, cpu, hash_prefix(room, room->window + 1, QUIC_PREFIX_SHORT));
+	slot = select_known(ctx, hash_prefix(room, room->window + 1, QUIC_PREFIX_SHORT));
 	if (slot == INDEX_NONE)
 		return select_stray(ctx, address);
-	note_flow(cpu, address, slot);
-	note_flow(cpu, ~address, slot);
+	note_flow(address, slot);
+	note_flow(~address, slot);
 	return SK_PASS;
 }
 
@@ -598,7 +621,7 @@ static __always_inline bool pass_in_place(struct sk_reuseport_md *ctx, __u32 mod
 /* Copies the beginning of the payload, zeros behind its end. Returns the length of all of it. */
 __noinline int copy_window(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
 {
-	__u32 length = ctx->len - UDP_HEADER;
+	__u32 length = ctx->len - UDP_HEADER, last;
 	volatile __u64 *window;
 
 	if (!cpu)
@@ -612,9 +635,13 @@ __noinline int copy_window(struct sk_reuseport_md *ctx, struct group_cpu *cpu)
 		bpf_skb_load_bytes(ctx, UDP_HEADER, room_of(cpu)->window, QUIC_WINDOW);
 		return (int)length;
 	}
-	length &= QUIC_WINDOW - 1;
-	if (length)
-		bpf_skb_load_bytes(ctx, UDP_HEADER, room_of(cpu)->window, length);
+	if (!length)
+		return 0;
+	/* Written so that Linux 6.1 sees that it is not 0: a comparison does not tell it. */
+	last = length - 1;
+	asm volatile("" : "+r"(last));
+	last &= QUIC_WINDOW - 1;
+	bpf_skb_load_bytes(ctx, UDP_HEADER, room_of(cpu)->window, last + 1);
 	return (int)length;
 }
 
@@ -696,7 +723,7 @@ static __always_inline int select_rest(struct sk_reuseport_md *ctx, __u32 mode)
 	if (!cpu)
 		return SK_DROP;
 	if ((mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN) && begins_in_place(ctx, cpu))
-		return select_unknown(ctx, again(cpu));
+		return select_unknown(ctx);
 	length = copy_window(ctx, cpu);
 	if ((mode == QUIC_MODE_LB || mode == QUIC_MODE_LB_PLAIN) && !is_in_place(ctx) &&
 		length >= own_header_length(room_of(cpu)->window) &&
@@ -710,7 +737,7 @@ static __always_inline int select_rest(struct sk_reuseport_md *ctx, __u32 mode)
 		return SK_PASS;
 	if (mode == QUIC_MODE_REGISTERED && pass_to(ctx, dcid_slot(again(cpu), length)))
 		return SK_PASS;
-	return select_unknown(ctx, cpu);
+	return select_unknown(ctx);
 }
 
 /* Functions of their own, so that what they spill is no cost of the programs below. */
