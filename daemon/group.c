@@ -14,6 +14,7 @@
 
 #include "common/util.h"
 #include "daemon/group-quic.h"
+#include "daemon/privileges.h"
 #include "daemon/sockdiag.h"
 #include "daemon/socket.h"
 #include "quic.skel.h"
@@ -87,7 +88,9 @@ static int load(
 	result = prepare_object(group, config, ring);
 	if (result < 0)
 		return result;
+	privileges_set_perfmon(true);
 	result = bpf_object__load(group->object);
+	privileges_set_perfmon(false);
 	if (result < 0)
 		return result;
 	program = bpf_object__next_program(group->object, NULL);
@@ -214,6 +217,9 @@ static char *explain(const struct listener_config *config, const char *step, int
 		       "have it and go on serving it: see ss -lntup)";
 	else if (error == -EACCES && strcmp(step, "bind") == 0)
 		hint = " (a port below 1024 needs CAP_NET_BIND_SERVICE)";
+	else if (error == -EACCES)
+		hint = " (this kernel's verifier refuses it, perhaps only without CAP_PERFMON: try the "
+		       "drop-in perfmon.conf; REUSEPORTD_DEBUG=1 in the environment shows what it says)";
 	else if (error == -EPERM)
 		hint = " (loading programs needs CAP_BPF; marks, devices and transparent sockets "
 		       "need CAP_NET_ADMIN)";

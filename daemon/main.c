@@ -307,6 +307,7 @@ static int become_user(const char *user, bool adopt)
 	const char *step = "";
 	int result = privileges_drop(user, adopt, &step);
 
+	privileges_set_perfmon(false);
 	if (result == -ENOENT)
 		log_error("cannot become user '%s': there is none; create it (systemd-sysusers, or "
 			  "useradd --system %s), or name another with --user",

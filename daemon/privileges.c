@@ -27,6 +27,19 @@ static int set_capabilities(bool adopt)
 	return 0;
 }
 
+void privileges_set_perfmon(bool on)
+{
+	const cap_value_t perfmon = CAP_PERFMON;
+	_cleanup_(free_capabilities) cap_t capabilities = cap_get_proc();
+	cap_flag_value_t granted = CAP_CLEAR;
+
+	if (!capabilities || cap_get_flag(capabilities, perfmon, CAP_PERMITTED, &granted) < 0 ||
+		granted != CAP_SET)
+		return;
+	if (cap_set_flag(capabilities, CAP_EFFECTIVE, 1, &perfmon, on ? CAP_SET : CAP_CLEAR) == 0)
+		cap_set_proc(capabilities);
+}
+
 int privileges_drop(const char *user, bool adopt, const char **ret_step)
 {
 	const struct passwd *entry;

@@ -14,3 +14,8 @@
  * -ENOENT: no such user; other negative errno with *ret_step a static name of what failed.
  */
 int privileges_drop(const char *user, bool adopt, const char **ret_step);
+/*
+ * CAP_PERFMON, where it was granted, in effect or not: it lets programs past the verifier that an
+ * older kernel refuses otherwise, and reads the kernel's memory. So for the moment of loading only.
+ */
+void privileges_set_perfmon(bool on);
