@@ -16,7 +16,7 @@ import harness
 import hosts
 from quic_plane import Plane
 
-TEST_SECONDS = 150
+TEST_SECONDS = 150 * harness.PATIENCE
 
 
 @pytest.fixture(autouse=True, scope="session")
