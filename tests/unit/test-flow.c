@@ -559,6 +559,22 @@ static void test_before_and_after_a_retry(void **state)
 	}
 }
 
+/* RFC 9368: a client may go on in another version, under keys of the same connection ID. */
+static void test_a_version_that_changes(void **state)
+{
+	struct seal s = client;
+
+	build_hello(100);
+	begin_flow();
+	feed_crypto(&s, 0, 50);
+	s.version = QUIC_VERSION_2;
+	feed_crypto(&s, 50, hello.length - 50);
+	check_shop();
+	assert_int_equal(flow.n_keys, 2);
+	assert_int_equal(flow.version, QUIC_VERSION_1);
+	assert_int_equal(flow.unopened, 0);
+}
+
 /* There are no third keys: whoever makes them is not the client. */
 static void test_keys_are_bounded(void **state)
 {
@@ -625,6 +641,35 @@ static void test_held_packets_are_bounded(void **state)
 	assert_int_equal(crypto_stream_contiguous(&flow.stream), 2500 + 1250);
 }
 
+/* Of two that wait, the first key opens the first, and the second key the second. */
+static void test_what_still_waits_is_kept(void **state)
+{
+	struct seal first = client, second = client, switched = client;
+	uint8_t payload[DATAGRAM_MAX], out[DATAGRAM_MAX];
+	size_t n;
+
+	build_hello(700);
+	second.dcid[0] = 0x22;
+	switched.dcid[0] = 0x33;
+	begin_flow();
+	switched.number = 1;
+	n = crypto_frame(100, 130, payload);
+	feed(out, seal_with(&switched, first.dcid, first.dcid_length, payload, n, out));
+	switched.number = 2;
+	n = crypto_frame(230, 110, payload);
+	feed(out, seal_with(&switched, second.dcid, second.dcid_length, payload, n, out));
+	assert_int_equal(flow.n_held, 2);
+	feed(out, seal_crypto(&first, 0, 100, out));
+	assert_int_equal(flow.n_held, 1);
+	assert_int_equal(crypto_stream_contiguous(&flow.stream), 230);
+	second.number = 3;
+	feed(out, seal_crypto(&second, 340, 100, out));
+	assert_int_equal(flow.n_held, 0);
+	assert_int_equal(flow.unopened, 0);
+	assert_int_equal(flow.packets, 4);
+	assert_int_equal(crypto_stream_contiguous(&flow.stream), 440);
+}
+
 static void test_another_source_connection_id_is_ignored(void **state)
 {
 	struct seal s = client, other = client;
@@ -641,6 +686,11 @@ static void test_another_source_connection_id_is_ignored(void **state)
 	other.scid[2]++;
 	feed_crypto(&other, 20, hello.length - 20);
 	assert_int_equal(flow.ignored, 2);
+	/* Nor does one under keys of its own leave them behind. */
+	other.dcid[0]++;
+	feed_crypto(&other, 20, hello.length - 20);
+	assert_int_equal(flow.ignored, 3);
+	assert_int_equal(flow.n_keys, 1);
 	assert_int_equal(feed_crypto(&s, 20, hello.length - 20), FLOW_COMPLETE);
 }
 
@@ -767,8 +817,10 @@ int main(void)
 		cmocka_unit_test(test_coalesced_packets_of_another_connection),
 		cmocka_unit_test(test_no_more_than_some_packets_of_a_datagram),
 		cmocka_unit_test(test_before_and_after_a_retry),
+		cmocka_unit_test(test_a_version_that_changes),
 		cmocka_unit_test(test_keys_are_bounded),
 		cmocka_unit_test(test_held_packets_are_bounded),
+		cmocka_unit_test(test_what_still_waits_is_kept),
 		cmocka_unit_test(test_another_source_connection_id_is_ignored),
 		cmocka_unit_test(test_overlaps_and_contradictions),
 		cmocka_unit_test(test_authentic_and_malformed),

@@ -246,6 +246,62 @@ static void test_packets_too_short_for_a_sample(void **state)
 	}
 }
 
+/* Token and rest, each with a length of one, two, four and eight octets, in 60 octets of datagram.
+ */
+static void test_lengths_that_end_with_the_datagram(void **state)
+{
+	unsigned read = 0, refused = 0;
+
+	for (unsigned power = 0; power < 4; power++) {
+		const size_t varint = (size_t)1 << power, room = 60 - 7 - varint - 1;
+
+		for (size_t token = 0; token < 64; token++) {
+			uint8_t *octets = calloc(1, 60);
+			struct packet packet;
+			size_t at = 7;
+
+			assert_non_null(octets);
+			memcpy(octets, "\xc0\0\0\0\1\0", 7);
+			octets[at] = (uint8_t)(power << 6);
+			octets[at + varint - 1] |= (uint8_t)token;
+			at += varint + token;
+			if (at < 60)
+				octets[at] = (uint8_t)(60 - 1 - at);
+			if (token <= room) {
+				assert_int_equal(packet_read(octets, 60, &packet), 0);
+				assert_int_equal(packet.token_length, token);
+				assert_int_equal(packet.number_offset, at + 1);
+				assert_int_equal(packet.length, 60);
+				read++;
+				octets[at]++;
+			}
+			/* One more than there is, of the token or of the rest. */
+			assert_int_equal(packet_read(octets, 60, &packet), -EBADMSG);
+			refused++;
+			free(octets);
+		}
+	}
+	assert_int_equal(read, 4 * 53 - (1 + 2 + 4 + 8));
+	assert_int_equal(refused, 4 * 64);
+}
+
+/* A length that no datagram has room for, at the largest that there can be written. */
+static void test_lengths_beyond_any_datagram(void **state)
+{
+	static const uint8_t token[] = {
+		0xc0, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0};
+	static const uint8_t rest[] = {
+		0xc0, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0};
+	struct packet packet;
+
+	assert_int_equal(packet_read(token, sizeof(token), &packet), -EBADMSG);
+	assert_int_equal(packet_read(rest, sizeof(rest), &packet), -EBADMSG);
+	for (size_t n = 0; n < sizeof(token); n++) {
+		assert_int_equal(packet_read(token, n, &packet), -EBADMSG);
+		assert_int_equal(packet_read(rest, n, &packet), -EBADMSG);
+	}
+}
+
 /* RFC 9000 appendix A.3, and the edges of windows. */
 static void test_packet_numbers(void **state)
 {
@@ -254,6 +310,10 @@ static void test_packet_numbers(void **state)
 	assert_int_equal(initial_packet_number(-1, 255, 1), 255);
 	assert_int_equal(initial_packet_number(-1, 0xffffffff, 4), 0xffffffff);
 	assert_int_equal(initial_packet_number(255, 0, 1), 256);
+	assert_int_equal(initial_packet_number(127, 0, 1), 256);
+	assert_int_equal(initial_packet_number(126, 0, 1), 0);
+	assert_int_equal(initial_packet_number(255, 128, 1), 384);
+	assert_int_equal(initial_packet_number(254, 128, 1), 128);
 	assert_int_equal(initial_packet_number(255, 254, 1), 254);
 	assert_int_equal(initial_packet_number(256, 255, 1), 255);
 	assert_int_equal(initial_packet_number(126, 255, 1), 255);
@@ -271,6 +331,8 @@ int main(void)
 		cmocka_unit_test(test_sealed_packets_are_opened),
 		cmocka_unit_test(test_reserved_bits_are_told),
 		cmocka_unit_test(test_packets_too_short_for_a_sample),
+		cmocka_unit_test(test_lengths_that_end_with_the_datagram),
+		cmocka_unit_test(test_lengths_beyond_any_datagram),
 		cmocka_unit_test(test_packet_numbers),
 	};
 
