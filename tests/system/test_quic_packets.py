@@ -401,9 +401,12 @@ def test_as_many_registered_ids_as_are_allowed_are_all_found(plane):
     for i, batch in enumerate(batches):
         workers[i % 2].add_cids(batch)
     check(workers)
-    for i, batch in enumerate(batches):
-        workers[i % 2].retire_cids(batch)
-        workers[1 - i % 2].add_cids(batch)
+    # Two batches at a time: neither may have more than its half, not even for a moment.
+    for pair in zip(batches[::2], batches[1::2]):
+        for worker, batch in zip(workers, pair):
+            worker.retire_cids(batch)
+        for worker, batch in zip(reversed(workers), pair):
+            worker.add_cids(batch)
     check([workers[1], workers[0]])
 
 
