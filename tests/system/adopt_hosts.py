@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-Servers of Debian's that bind for themselves, with the configuration that they would have anyway, and
-clients that count what fails: for test_adopt_hosts.py.
+Servers of Debian's that bind for themselves, with the configuration that they would have anyway,
+and clients that count what fails: for test_adopt_hosts.py.
 """
 import os
 import re
@@ -201,8 +201,8 @@ def make_client(kind, directory):
         return Wrk(directory)
     if kind == "redis":
         return Loop(["redis-cli", "-h", ADDRESS, "-p", str(PORT), "PING"], "PONG")
-    return Loop(["dig", f"@{ADDRESS}", "-p", str(PORT), "+tries=1", "+time=2", "+short", "name.test"],
-                "192.0.2.7")
+    return Loop(["dig", f"@{ADDRESS}", "-p", str(PORT), "+tries=1", "+time=2", "+short",
+                 "name.test"], "192.0.2.7")
 
 
 def answers(kind):

@@ -186,7 +186,7 @@ def test_accept_queue_survives_a_kill(daemon, adopt):
 
 
 def test_every_socket_of_every_process_and_thread_gets_a_slot(daemon, adopt):
-    """Sockets of a thread, of a child, and of a child's child; the k-th of each listener share one."""
+    """Those of a thread, of a child, and of its child; the k-th of each listener share one."""
     one = adopt("one", f"""
         held = []
         def in_thread():
@@ -325,7 +325,7 @@ def test_udp_socket_has_its_slot_when_it_is_bound(daemon, adopt):
 
 
 def test_ipv6_takes_ipv4_as_the_listener_does(start_daemon, configuration, tmp_path):
-    """Three sockets one after the other, so that the first and the newest member are each ours once."""
+    """Three sockets, so that the first and the newest member of the group are each one of them."""
     configuration.service("web", f"[Service]\n[Listener http]\nListenStream={PORT}\n")
     daemon = start_daemon("--adopt", "--config", configuration.directory)
     one = Adopted(daemon, tmp_path, "one", f"""
@@ -455,7 +455,7 @@ def test_ready_waits_for_the_server_where_it_says_so(daemon, adopt, tmp_path):
 
 
 def test_plain_user_below_port_1024(start_daemon, configuration, tmp_path):
-    """The launcher has no privilege, so the server gets none by setuid programs; all else is alike."""
+    """The launcher has no privilege, so the server gets none by setuid programs."""
     nobody = pwd.getpwnam("nobody")
     tmp_path.chmod(0o777)
     for parent in tmp_path.parents:
@@ -467,7 +467,8 @@ def test_plain_user_below_port_1024(start_daemon, configuration, tmp_path):
     one = Adopted(daemon, tmp_path, "one", """
         s = listen(("127.0.0.1", 81))
         with open("/proc/self/status") as stream:
-            tell(status=dict(line.rstrip("\\n").split(":\\t", 1) for line in stream if ":\\t" in line))
+            lines = [line.rstrip("\\n") for line in stream if ":\\t" in line]
+            tell(status=dict(line.split(":\\t", 1) for line in lines))
         serve([s], "one")
         """, user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[])
     try:
@@ -480,27 +481,31 @@ def test_plain_user_below_port_1024(start_daemon, configuration, tmp_path):
 
 
 def test_calls_that_the_kernel_refuses_are_refused_by_it(daemon, adopt):
-    """Addresses that can't be read, lengths and descriptors that are none: as without a launcher."""
+    """Addresses that can't be read, lengths and descriptors that are none: as ever."""
     one = adopt("one", FAILS + f"""
     import ctypes, struct
     libc = ctypes.CDLL(None, use_errno=True)
     def call(function, *arguments):
-        return 0 if getattr(libc, function)(*arguments) == 0 else errno.errorcode[ctypes.get_errno()]
+        good = getattr(libc, function)(*arguments) == 0
+        return 0 if good else errno.errorcode[ctypes.get_errno()]
     good = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", {PORT}, bytes([127, 0, 0, 1]))
     adopted = listen(("127.0.0.1", {PORT}))
     with open("/dev/null") as null, socket.socket() as s, socket.socket(socket.AF_UNIX) as u:
-        told = [call("bind", s.fileno(), None, 16), call("bind", s.fileno(), ctypes.c_void_p(1), 16),
+        told = [call("bind", s.fileno(), None, 16),
+                call("bind", s.fileno(), ctypes.c_void_p(1), 16),
                 call("bind", s.fileno(), good, 0), call("bind", s.fileno(), good, 15),
                 call("bind", s.fileno(), good, -1), call("bind", s.fileno(), good, 129),
                 call("bind", -1, good, 16), call("bind", null.fileno(), good, 16),
                 call("bind", u.fileno(), good, 16), call("bind", 99, good, 16),
-                call("listen", -1, 1), call("listen", null.fileno(), 1), call("listen", u.fileno(), 1),
+                call("listen", -1, 1), call("listen", null.fileno(), 1),
+                call("listen", u.fileno(), 1),
                 call("listen", 99, 1)]
     tell(told=told)
     serve([adopted], "one")
     """)
     assert one.told()["told"] == [
-        "EFAULT", "EFAULT", "EINVAL", "EINVAL", "EINVAL", "EINVAL", "EBADF", "ENOTSOCK", "EINVAL", "EBADF",
+        "EFAULT", "EFAULT", "EINVAL", "EINVAL", "EINVAL", "EINVAL",
+        "EBADF", "ENOTSOCK", "EINVAL", "EBADF",
         "EBADF", "ENOTSOCK", "EINVAL", "EBADF"]
     ask(b"one")
 
@@ -550,8 +555,8 @@ def test_killed_launcher_leaves_the_server_at_work(daemon, adopt, tmp_path):
 
 
 def test_one_within_another_says_why_not(daemon, adopt):
-    inner = [str(harness.REUSEPORT_RUN), "--socket", daemon.worker_socket, "--service", "web", "--adopt",
-             "--", "/bin/true"]
+    inner = [str(harness.REUSEPORT_RUN), "--socket", daemon.worker_socket, "--service", "web",
+             "--adopt", "--", "/bin/true"]
     one = adopt("one", f"""
         import subprocess
         done = subprocess.run({inner!r}, capture_output=True, text=True)
@@ -765,7 +770,7 @@ def test_copy_of_a_socket_is_not_kept(daemon, adopter):
 
 
 def test_no_socket_is_adopted_where_ids_need_a_key(start_daemon):
-    """Its server would not know how IDs are made, and is told no key, neither now nor when it changes."""
+    """Its server would not know how IDs are made, and is told no key, now or when it changes."""
     daemon = start_daemon("--adopt", "--listen", f"web=quic://127.0.0.1:{PORT}",
                           "--listen", f"web=tcp://127.0.0.1:{PORT}")
     adopter = proto.Adopter(daemon.worker_socket)

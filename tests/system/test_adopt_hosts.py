@@ -55,8 +55,9 @@ def test_rolling_replacement_loses_no_request(host, start_daemon, configuration,
     def start():
         processes.append(harness.Process(
             [harness.REUSEPORT_RUN, "--socket", daemon.worker_socket, "--service", "web",
-             "--instance", "x", "--drain-signal", host.signal_name, "--drain-delay", str(host.delay),
-             "--adopt", "--", *host.prepare(tmp_path / f"{len(processes)}")],
+             "--instance", "x", "--drain-signal", host.signal_name,
+             "--drain-delay", str(host.delay), "--adopt", "--",
+             *host.prepare(tmp_path / f"{len(processes)}")],
             tmp_path / f"{len(processes)}.log"))
         new = processes[-1]
 
@@ -88,10 +89,10 @@ def answered(daemon):
 
 
 @pytest.mark.parametrize("host", ["nginx"], indirect=True)
-def test_nginx_reloads_itself_with_more_workers(start_daemon, configuration, processes, tmp_path, client,
-                                                host):
+def test_nginx_reloads_itself_with_more_workers(host, start_daemon, configuration, processes,
+                                                client, tmp_path):
     """
-    nginx's own way: its master reads its configuration anew and binds what it lacks, two sockets more
+    nginx's own way: its master reads its configuration anew and binds what it lacks, two sockets
     each time. They join as they are bound, and no request fails meanwhile.
     """
     configuration.service("web", "[Service]\n" + LISTENERS[host.client])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-QUIC servers that bind for themselves (reuseport-run --adopt): Debian 12's Caddy 2.6, whose connection
-IDs say nothing to anybody else (ConnectionID=opaque), and nginx 1.26 (ConnectionID=nginx). TCP and QUIC
-are on one port.
+QUIC servers that bind for themselves (reuseport-run --adopt): Debian 12's Caddy 2.6, whose
+connection IDs say nothing to anybody else (ConnectionID=opaque), and nginx 1.26, whose IDs do
+(ConnectionID=nginx). TCP and QUIC are on one port.
 """
 import shutil
 
@@ -29,7 +29,7 @@ https://localhost:{port}, https://127.0.0.1:{port} {{
 
 @pytest.fixture
 def adopting(configuration, start_daemon, place):  # noqa: F811
-    """adopting(mode, make_command, *options): hosts.Instances of servers that bind for themselves."""
+    """adopting(mode, make_command, *options): hosts.Instances of such servers."""
     started = []
 
     def make(mode, make_command, *options):
@@ -52,9 +52,9 @@ ConnectionID={mode}
 
 def test_caddy_answers_every_request_through_scaling_and_replacement(adopting, place):  # noqa: F811
     """
-    1 to 3 to 2 instances, one of them replaced twice. The quic-go of this Caddy does not follow a change
-    of port, and forgets its connections without a word when it ends, both also where it is alone; so
-    those that stay belong to the instance that stays, and nobody moves.
+    1 to 3 to 2 instances, one of them replaced twice. The quic-go of this Caddy does not follow a
+    change of port, and forgets its connections without a word when it ends, both also where it is
+    alone; so those that stay belong to the instance that stays, and nobody moves.
     """
     if not shutil.which("caddy"):
         pytest.skip("needs caddy")
@@ -126,7 +126,8 @@ def test_nginx_with_a_socket_for_each_of_four_workers(adopting, place):  # noqa:
     """
     configure(place, "nginx", workers=4, main="quic_bpf off;", listen=" reuseport")
     nginx = adopting("nginx", lambda name: hosts.command(
-        "nginx", "-e", "stderr", "-c", place.inside("nginx/nginx.conf"), "-p", place.inside("nginx")),
+        "nginx", "-e", "stderr", "-c", place.inside("nginx/nginx.conf"),
+        "-p", place.inside("nginx")),
         "--drain-signal", "QUIT")
     shutil.chown(place.directory / "nginx", hosts.NOBODY, hosts.NOBODY)
     nginx.n_active = 4
