@@ -24,6 +24,7 @@
 #include "daemon/group.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
+#include "daemon/privileges.h"
 #include "daemon/socket.h"
 
 #ifndef SO_NETNS_COOKIE
@@ -181,30 +182,40 @@ static int condemn(const struct adoption *adoption)
 	return refuse(adoption, -EINVAL, "the socket was bound by its holder meanwhile");
 }
 
+static int change_owner(int fd, uid_t uid)
+{
+	int result;
+
+	privileges_set_chown(true);
+	result = fchown(fd, uid, (gid_t)-1) < 0 ? -errno : 0;
+	privileges_set_chown(false);
+	return result;
+}
+
 static int own_and_bind(const struct adoption *adoption)
 {
 	const struct listener_config *config = adoption->listener->config;
 	const char *step = "";
 	struct stat before;
-	int result, error;
+	int result, undone;
 
 	if (fstat(adoption->fd, &before) < 0)
 		return refuse(adoption, -errno, "fstat: %s", strerror(errno));
-	if (before.st_uid != geteuid() && fchown(adoption->fd, geteuid(), (gid_t)-1) < 0) {
-		error = errno;
-		return refuse(adoption, -error,
+	result = before.st_uid != geteuid() ? change_owner(adoption->fd, geteuid()) : 0;
+	if (result < 0)
+		return refuse(adoption, result,
 			"cannot become the owner of the socket: %s (needs CAP_CHOWN: install the "
 			"drop-in chown.conf, or start reuseportd with --adopt)",
-			strerror(error));
-	}
+			strerror(-result));
 	result = socket_adopt(adoption->fd, config, &step);
 	if (result >= 0)
 		return 0;
 	if (local_port(adoption->fd))
 		return condemn(adoption);
-	if (before.st_uid != geteuid() && fchown(adoption->fd, before.st_uid, (gid_t)-1) < 0)
-		log_warning(
-			"cannot give a socket back to user %u: %s", before.st_uid, strerror(errno));
+	undone = before.st_uid != geteuid() ? change_owner(adoption->fd, before.st_uid) : 0;
+	if (undone < 0)
+		log_warning("cannot give a socket back to user %u: %s", before.st_uid,
+			strerror(-undone));
 	return explain_bind(adoption, result, step);
 }
 

@@ -308,6 +308,7 @@ static int become_user(const char *user, bool adopt)
 	int result = privileges_drop(user, adopt, &step);
 
 	privileges_set_perfmon(false);
+	privileges_set_chown(false);
 	if (result == -ENOENT)
 		log_error("cannot become user '%s': there is none; create it (systemd-sysusers, or "
 			  "useradd --system %s), or name another with --user",

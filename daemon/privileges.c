@@ -27,17 +27,27 @@ static int set_capabilities(bool adopt)
 	return 0;
 }
 
-void privileges_set_perfmon(bool on)
+static void set_effective(cap_value_t capability, bool on)
 {
-	const cap_value_t perfmon = CAP_PERFMON;
 	_cleanup_(free_capabilities) cap_t capabilities = cap_get_proc();
 	cap_flag_value_t granted = CAP_CLEAR;
 
-	if (!capabilities || cap_get_flag(capabilities, perfmon, CAP_PERMITTED, &granted) < 0 ||
+	if (!capabilities || cap_get_flag(capabilities, capability, CAP_PERMITTED, &granted) < 0 ||
 		granted != CAP_SET)
 		return;
-	if (cap_set_flag(capabilities, CAP_EFFECTIVE, 1, &perfmon, on ? CAP_SET : CAP_CLEAR) == 0)
+	if (cap_set_flag(capabilities, CAP_EFFECTIVE, 1, &capability, on ? CAP_SET : CAP_CLEAR) ==
+		0)
 		cap_set_proc(capabilities);
+}
+
+void privileges_set_perfmon(bool on)
+{
+	set_effective(CAP_PERFMON, on);
+}
+
+void privileges_set_chown(bool on)
+{
+	set_effective(CAP_CHOWN, on);
 }
 
 int privileges_drop(const char *user, bool adopt, const char **ret_step)

@@ -19,3 +19,6 @@ int privileges_drop(const char *user, bool adopt, const char **ret_step);
  * older kernel refuses otherwise, and reads the kernel's memory. So for the moment of loading only.
  */
 void privileges_set_perfmon(bool on);
+
+/* CAP_CHOWN, likewise: for the moment in which a socket changes hands. */
+void privileges_set_chown(bool on);

@@ -286,6 +286,17 @@ def test_without_cap_chown_the_error_says_what_to_do(start_daemon, tmp_path):
     assert "needs CAP_CHOWN" in said and "--adopt" in said
 
 
+def test_cap_chown_is_in_effect_while_a_socket_changes_hands_only(daemon, adopt):
+    def capabilities():
+        text = pathlib.Path(f"/proc/{daemon.pid}/status").read_text()
+        return {line.split(":")[0]: int(line.split()[1], 16) & 1 for line in text.splitlines()
+                if line.startswith(("CapEff", "CapPrm"))}  # CAP_CHOWN is number 0
+    assert capabilities() == {"CapPrm": 1, "CapEff": 0}
+    adopt("one", ACCEPTS % "one").told()
+    ask(b"one")
+    assert capabilities() == {"CapPrm": 1, "CapEff": 0}
+
+
 def test_without_a_daemon_bind_fails_and_the_server_goes_on(daemon, adopt, tmp_path):
     one = adopt("one", FAILS + f"""
     s = listen(("127.0.0.1", {PORT}))
