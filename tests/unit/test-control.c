@@ -676,7 +676,7 @@ static void half_a_call_and_an_unread_answer_have_their_time(void **state)
 	struct fixture *f = *state;
 	int half = connect_client(f), unread = connect_client(f), idle = connect_client(f);
 
-	put(f, half, "{\"method\":\"io.reuse", 20);
+	put(f, half, "{\"method\":\"io.reuse", 19); /* without the NUL that ends a call */
 	put(f, unread, METHOD("Big"), sizeof(METHOD("Big")));
 	expect_count(f, 4);
 	for (int i = 0; i < 20; i++)
