@@ -387,6 +387,7 @@ static int on_listen(struct run *run, const struct seccomp_notif *request)
 	struct sockaddr_storage address;
 	_cleanup_close_ int fd = -1;
 	int backlog = (int)request->data.args[1], listener, result;
+	bool listens;
 
 	if (!run->any_adopted)
 		return PASS;
@@ -396,11 +397,13 @@ static int on_listen(struct run *run, const struct seccomp_notif *request)
 	listener = find_listener(run, &address, socket_number(fd, SO_PROTOCOL), MATCH_SAME);
 	if (listener < 0)
 		return PASS;
+	listens = socket_number(fd, SO_ACCEPTCONN) == 1;
 	/* As unsigned as the kernel takes it: listen(fd, -1) means the most there may be. */
 	result = reuseport_adopt(run->context, (unsigned)listener, fd,
 		backlog < 0 ? INT32_MAX : backlog, RUN_REQUEST_MSEC);
 	close_fd(&fd);
-	if (result == -ENOENT || result == -EXDEV)
+	/* Once more, for another backlog: no daemon is needed for that. */
+	if (result == -ENOENT || result == -EXDEV || (result < 0 && listens))
 		return PASS;
 	if (result < 0) {
 		run_complain("%s", reuseport_error(run->context));

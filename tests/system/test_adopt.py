@@ -303,7 +303,8 @@ def test_without_a_daemon_bind_fails_and_the_server_goes_on(daemon, adopt, tmp_p
     tell()
     while not os.path.exists({str(tmp_path / "gone")!r}):
         select.select([], [], [], 0.01)
-    tell(error=fails(bind, ("127.0.0.1", {PORT + 1})), other=fails(bind, ("127.0.0.1", 9999)))
+    tell(error=fails(bind, ("127.0.0.1", {PORT + 1})), other=fails(bind, ("127.0.0.1", 9999)),
+         again=fails(s.listen, 5))
     serve([s], "one")
     """)
     one.told()
@@ -312,7 +313,8 @@ def test_without_a_daemon_bind_fails_and_the_server_goes_on(daemon, adopt, tmp_p
     daemon.process.wait()
     (tmp_path / "gone").touch()
     harness.poll_until(lambda: one.told().get("error"), "the server has tried")
-    assert one.told() == {"pid": one.told()["pid"], "error": "EADDRINUSE", "other": None}
+    assert one.told() == {"pid": one.told()["pid"], "error": "EADDRINUSE", "other": None,
+                           "again": None}
     ask(b"one")
     assert "connection to reuseportd ended" in one.process.output()
 
