@@ -7,6 +7,24 @@
 
 #include <linux/types.h>
 
+/*
+ * What lies in each map. A daemon that starts again takes a map over if it has the same number and
+ * shape; another one is made anew, and filled before the new program takes the group. Count up what
+ * you change.
+ */
+#ifndef LAYOUT_LISTENER_MAP
+#define LAYOUT_LISTENER_MAP 1
+#endif
+#ifndef LAYOUT_FLOW_MAP
+#define LAYOUT_FLOW_MAP 1
+#endif
+#ifndef LAYOUT_COUNTERS
+#define LAYOUT_COUNTERS 1
+#endif
+#ifndef LAYOUT_QUIC
+#define LAYOUT_QUIC 1
+#endif
+
 #define SLOT_COUNT 4096    /* slots of the daemon: 0 .. 4095 */
 #define INDEX_STANDBY 4096 /* socket_map: standby of a TCP listener */
 #define INDEX_SINK 4097    /* socket_map: the socket whose filter drops everything */

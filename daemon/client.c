@@ -19,6 +19,8 @@
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/peer.h"
+#include "daemon/state.h"
+#include "daemon/store.h"
 #include "proto/message.h"
 
 #define ACCEPT_TURNS 500 /* of the loop in 100 ms, 16 connections each */
@@ -26,7 +28,9 @@
 struct client {
 	struct client *next;
 	struct manager *manager;
+	uint32_t id; /* unique in the daemon's life, which is longer than this process's */
 	int socket;
+	uint32_t entry; /* of the socket in the store; 0: it ends with this process */
 	sd_event_source *source;
 	struct peer peer;
 	bool greeted;
@@ -58,14 +62,18 @@ struct client *client_free(struct client *client)
 		registration->client = NULL;
 		/* An unfinished registration ends with its connection; the others live with their
 		 * process. */
-		if (!registration->acked || !registration->n_workers ||
-			registration->workers[0].state == WORKER_JOINING)
+		if (!store_is_frozen(client->manager->store) &&
+			(!registration->acked || !registration->n_workers ||
+				registration->workers[0].state == WORKER_JOINING))
 			registration_free(registration, "its connection ended before it was ready");
 	}
 	client->account->n_connections--;
 	turn_cancel(&client->turn);
 	sd_event_source_disable_unref(client->source);
-	close_fd(&client->socket);
+	/* At once, though a duplicate may stay a little longer. */
+	if (client->entry && !store_is_frozen(client->manager->store))
+		shutdown(client->socket, SHUT_RDWR);
+	store_drop(client->manager->store, client->entry, client->socket);
 	peer_done(&client->peer);
 	free(client);
 	return NULL;
@@ -161,6 +169,8 @@ static int describe_listener(
 {
 	const struct listener_config *config = listener->config;
 	const struct keys *keys = listener->keys;
+	uint64_t block;
+	int result;
 
 	snprintf(entry->name, sizeof(entry->name), "%s", config->name);
 	snprintf(entry->address, sizeof(entry->address), "%s", config->address_text);
@@ -177,7 +187,14 @@ static int describe_listener(
 	quic_server_id(config->host_id, slot, entry->server_id);
 	if (config->cid_mode == CID_QUIC_LB)
 		memcpy(entry->key, keys->key[keys->current], sizeof(entry->key));
-	return keys_next_nonce_prefix(listener->keys, entry->nonce_prefix);
+	block = keys->next_block;
+	result = keys_next_nonce_prefix(listener->keys, entry->nonce_prefix);
+	/* Without a directory the state alone knows what was given out. */
+	if (keys->next_block != block) {
+		store_touch(listener->service->manager->store);
+		store_commit(listener->service->manager->store);
+	}
+	return result;
 }
 
 /* The listener that the client means by its index in the GRANT; NULL: a reload has closed it. */
@@ -251,6 +268,7 @@ static bool send_all_keys(struct client *client, int *ret_error)
 			if (*ret_error < 0)
 				return false;
 			*told = listener->keys_version;
+			store_touch(client->manager->store);
 		}
 	}
 	return true;
@@ -506,6 +524,19 @@ static int take_process(struct client *client)
 	return 1;
 }
 
+/* What must be there for the next process to go on with this client and its registration. */
+static void keep(struct client *client, bool here_only)
+{
+	struct registration *registration = client->registration;
+	struct store *store = client->manager->store;
+
+	client->entry = store_keep(store, client->entry, STORE_CLIENT, client->socket, here_only);
+	if (registration && registration->pidfd >= 0)
+		registration->pidfd_entry = store_keep(store, registration->pidfd_entry,
+			STORE_PIDFD, registration->pidfd, here_only);
+	store_touch(store);
+}
+
 static int handle_ack(struct client *client)
 {
 	struct registration *registration = client->registration;
@@ -532,6 +563,8 @@ static int handle_ack(struct client *client)
 	}
 	registration->acked = true;
 	client->answer_before_usec = 0;
+	keep(client, false);
+	store_commit(client->manager->store);
 	result = send_ok(client, sequence);
 	if (result >= 0)
 		client_send_keys(client);
@@ -561,13 +594,11 @@ static int handle_registration(struct client *client, uint16_t type)
 		for (uint32_t i = 0; i < registration->n_workers; i++)
 			if (registration->workers[i].state == WORKER_JOINING)
 				return refuse(client, EINVAL, "DRAIN: the workers are not READY");
-		/* The client asks for it, so it needs no event. */
-		registration->client = NULL;
-		registration_drain(registration, -1, PROTOCOL_DRAIN_OPERATOR);
-		registration->client = client;
+		registration_drain(registration, -1, 0); /* it asks, so it needs no event */
 	} else {
 		registration_free(registration, "given back");
 	}
+	store_commit(client->manager->store);
 	return send_ok(client, sequence);
 }
 
@@ -691,6 +722,7 @@ static int handle_adopt(struct client *client)
 	close_fd(&client->message.fds[0]);
 	if (result < 0)
 		return refuse(client, -result, "%s", text);
+	store_commit(client->manager->store);
 	return send_ok(client, sequence);
 }
 
@@ -731,19 +763,87 @@ static unsigned price_of(uint16_t type)
 	return type == PROTOCOL_REGISTER ? 20 : 1;
 }
 
+/* What asks for the same when it is done twice, and brings no descriptor that is needed then. */
+static bool is_repeatable(uint16_t type)
+{
+	return type == PROTOCOL_ACK || type == PROTOCOL_READY || type == PROTOCOL_DRAIN ||
+	       type == PROTOCOL_UNREGISTER || type == PROTOCOL_CID_ADD ||
+	       type == PROTOCOL_CID_RETIRE;
+}
+
+/* A message that was noted as it came goes the way of all messages: there is one reader of them. */
+static int receive_note(struct message *ret, struct state *state)
+{
+	int pair[2], result;
+
+	if (!state_note_length(state))
+		return 0;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+		return -errno;
+	result = send(pair[0], state_note(state), state_note_length(state), MSG_NOSIGNAL) < 0
+			 ? -errno
+			 : message_receive(pair[1], ret, NULL);
+	close_fd(&pair[0]);
+	close_fd(&pair[1]);
+	return result;
+}
+
+bool client_repeat(struct client *client, struct state *state)
+{
+	struct message *message = &client->message;
+	const struct registration *registration = client->registration;
+	uint32_t id;
+	uint16_t type;
+	int result = receive_note(message, state);
+
+	/* Once: should it be what ended the earlier process, it ends its client's connection then.
+	 */
+	state_set_answering(state, client->id, 0);
+	if (result != 1)
+		return false;
+	type = message->header.type;
+	if (!is_repeatable(type))
+		return false;
+	/* Each of them begins with it. */
+	id = le32toh(message->registration.registration);
+	if (type == PROTOCOL_ACK) {
+		if (!registration || registration->id != id || !registration->acked)
+			return false;
+		result = send_ok(client, message->header.sequence);
+	} else if (type == PROTOCOL_UNREGISTER && (!registration || registration->id != id)) {
+		result = send_ok(client, message->header.sequence);
+	} else {
+		result = handle_message(client);
+	}
+	return result >= 0;
+}
+
+/* Notes what comes next, before it is taken: a process that ends in here has taken nothing. */
+static void note_message(struct client *client, struct state *state)
+{
+	ssize_t length;
+
+	length = recv(client->socket, state_note(state), STATE_NOTE_MAX, MSG_PEEK | MSG_DONTWAIT);
+	state_set_answering(state, client->id, length > 0 ? (size_t)length : 0);
+}
+
 /* Takes one message; may free the client. */
 static void receive_one(struct client *client)
 {
 	const uint64_t started = now_monotonic();
 	struct account *account = client->account;
+	struct state *state = client->manager->state;
 	const char *reason = "";
 	unsigned price = 1;
 	int result;
 
+	/* From the moment that a message is taken until it is answered, the answer may be lost. */
+	if (state)
+		note_message(client, state);
 	result = message_receive(client->socket, &client->message, &reason);
-	if (result == -EAGAIN)
-		return;
-	if (result == -EBADMSG) {
+	if (result == -EAGAIN) {
+		price = 0;
+	} else if (result == -EBADMSG) {
 		refuse(client, EBADMSG, "%s", reason);
 		client_goodbye(client, EBADMSG, reason);
 	} else if (result <= 0) {
@@ -755,7 +855,10 @@ static void receive_one(struct client *client)
 		if (result < 0) /* the client does not read, or has gone */
 			client_free(client);
 	}
-	account_charge(account, started, price);
+	if (state)
+		state_set_answering(state, 0, 0);
+	if (price)
+		account_charge(account, started, price);
 }
 
 static void on_turn(struct turn *turn)
@@ -779,6 +882,26 @@ static int on_readable(sd_event_source *source, int fd, uint32_t events, void *u
 	return 0;
 }
 
+static int watch(struct client *client)
+{
+	struct manager *manager = client->manager;
+	int result = peer_of_socket(&client->peer, client->socket);
+
+	if (result >= 0)
+		result = sd_event_add_io(manager->event, &client->source, client->socket, EPOLLIN,
+			on_readable, client);
+	if (result < 0) {
+		peer_done(&client->peer);
+		return result;
+	}
+	client->turn.resume = on_turn;
+	client->account = manager_account(manager, client->peer.uid);
+	client->account->n_connections++;
+	client->next = manager->clients;
+	manager->clients = client;
+	return 0;
+}
+
 static int client_new(struct manager *manager, int socket)
 {
 	const uint64_t started = now_monotonic();
@@ -791,23 +914,15 @@ static int client_new(struct manager *manager, int socket)
 		return -ENOMEM;
 	}
 	client->manager = manager;
+	client->id = ++manager->next_client;
 	client->socket = socket;
-	result = peer_of_socket(&client->peer, socket);
-	if (result >= 0)
-		result = sd_event_add_io(
-			manager->event, &client->source, socket, EPOLLIN, on_readable, client);
+	result = watch(client);
 	if (result < 0) {
-		peer_done(&client->peer);
 		close_fd(&client->socket);
 		free(client);
 		return result;
 	}
 	setsockopt(socket, SOL_SOCKET, SO_PASSCRED, &one, sizeof(one));
-	client->turn.resume = on_turn;
-	client->account = manager_account(manager, client->peer.uid);
-	client->account->n_connections++;
-	client->next = manager->clients;
-	manager->clients = client;
 	await_answer(client);
 	account_charge(client->account, started, 1);
 	if (client->account->n_connections > manager->config->max_connections)
@@ -862,4 +977,80 @@ void clients_tick(struct manager *manager)
 				client->greeted ? "no ACK came in time (AnswerTimeoutSec=)"
 						: "no HELLO came in time (AnswerTimeoutSec=)");
 	}
+}
+
+json_t *client_to_json(const struct client *client)
+{
+	if (!client->entry)
+		return NULL;
+	return json_pack("{s:I, s:I, s:b, s:I, s:I, s:I}", "id", (json_int_t)client->id, "entry",
+		(json_int_t)client->entry, "greeted", client->greeted, "pid",
+		(json_int_t)client->peer.pid, "granting", (json_int_t)client->granting, "sequence",
+		(json_int_t)client->sequence);
+}
+
+struct client *client_next(const struct client *client)
+{
+	return client->next;
+}
+
+int client_resume(struct manager *manager, const json_t *json)
+{
+	uint32_t entry = (uint32_t)json_integer_value(json_object_get(json, "entry"));
+	int socket = store_take(manager->store, STORE_CLIENT, entry), result;
+	struct client *client;
+
+	if (socket < 0) /* systemd has seen it end */
+		return 0;
+	client = calloc(1, sizeof(*client));
+	if (!client)
+		return -ENOMEM;
+	client->manager = manager;
+	client->socket = socket;
+	client->entry = entry;
+	client->id = (uint32_t)json_integer_value(json_object_get(json, "id"));
+	client->greeted = json_is_true(json_object_get(json, "greeted"));
+	client->granting = (uint32_t)json_integer_value(json_object_get(json, "granting"));
+	client->sequence = (uint32_t)json_integer_value(json_object_get(json, "sequence"));
+	client->keys_untold = true; /* a look at the next tick */
+	result = watch(client);
+	if (result < 0) {
+		store_drop(manager->store, entry, socket);
+		free(client);
+		return result;
+	}
+	/* Of an own pidfd that it brought, before Linux 6.5. */
+	client->peer.pid = (pid_t)json_integer_value(json_object_get(json, "pid"));
+	if (!client->greeted)
+		await_answer(client);
+	return 0;
+}
+
+struct client *client_find(struct manager *manager, uint32_t id)
+{
+	for (struct client *client = manager->clients; client; client = client->next)
+		if (client->id == id)
+			return client;
+	return NULL;
+}
+
+uint32_t client_id(const struct client *client)
+{
+	return client->id;
+}
+
+void client_set_registration(struct client *client, struct registration *registration)
+{
+	client->registration = registration;
+	if (!registration->acked)
+		await_answer(client);
+	if (client->peer.pidfd < 0 && registration->pidfd >= 0 &&
+		registration->pid == client->peer.pid)
+		client->peer.pidfd = fcntl(registration->pidfd, F_DUPFD_CLOEXEC, 3);
+}
+
+void clients_keep(struct manager *manager)
+{
+	for (struct client *client = manager->clients; client; client = client->next)
+		keep(client, true);
 }

@@ -65,6 +65,7 @@ struct control {
 	unsigned max_connections;
 	struct accounts *accounts; /* NULL: nobody counts */
 	struct connection *connections;
+	int caller;
 };
 
 static void connection_free(struct connection *connection)
@@ -212,6 +213,7 @@ static int call_method(struct connection *connection, const struct control_metho
 					? "only root and the group AdminGroup= may change things"
 					: "only root and the groups StatusGroup= and AdminGroup= "
 					  "may read the status"));
+	connection->control->caller = connection->socket;
 	status = method->handler(control->user_data, parameters, &result, &error);
 	if (status >= 0)
 		return reply(connection, NULL, result);
@@ -484,4 +486,9 @@ void control_tick(struct control *control, uint64_t timeout_usec)
 			now - c->waits_since_usec >= timeout_usec)
 			connection_free(c);
 	}
+}
+
+int control_caller(const struct control *control)
+{
+	return control->caller;
 }

@@ -37,6 +37,8 @@ int control_new(struct control **ret, sd_event *event, int socket,
 struct control *control_free(struct control *control);
 /* (gid_t)-1 for status: anyone; for admin: root only. The user of the daemon itself always may. */
 void control_set_groups(struct control *control, gid_t status_group, gid_t admin_group);
+/* The socket of the connection whose call is being handled: for a method that answers by itself. */
+int control_caller(const struct control *control);
 /* Connections of one uid at the same time. */
 void control_set_max_connections(struct control *control, unsigned max_connections);
 /* From the next connection on, users are slowed and their buffers bounded. NULL: nobody is. */

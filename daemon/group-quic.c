@@ -77,8 +77,8 @@ int group_quic_prepare(struct bpf_object *object, const struct listener_config *
 	return result;
 }
 
-int group_quic_new(
-	struct group_quic **ret, struct bpf_object *object, const struct listener_config *config)
+int group_quic_new(struct group_quic **ret, struct bpf_object *object,
+	const struct listener_config *config, bool inherited)
 {
 	struct group_quic *quic = calloc(1, sizeof(*quic));
 	void *memory;
@@ -109,8 +109,9 @@ int group_quic_new(
 	quic->mode = config->cid_mode;
 	quic->max_cids = config->cid_mode == CID_REGISTERED ? config->n_flows : 0;
 	quic->state->server = (uint32_t)config->host_id << 16;
-	if (getrandom(&quic->state->hash_key, sizeof(quic->state->hash_key), 0) !=
-		(ssize_t)sizeof(quic->state->hash_key)) {
+	/* What is hashed under the key must be found again. */
+	if (!inherited && getrandom(&quic->state->hash_key, sizeof(quic->state->hash_key), 0) !=
+				  (ssize_t)sizeof(quic->state->hash_key)) {
 		group_quic_free(quic);
 		return -EIO;
 	}
@@ -336,4 +337,61 @@ size_t group_quic_retire_cids(
 		n++;
 	}
 	return n;
+}
+
+/* The entries that name a slot which nobody has. */
+static void delete_unheld(struct group_quic *quic, int map, const bool *held)
+{
+	struct dcid_key key, next;
+	bool more = bpf_map_get_next_key(map, NULL, &key) == 0;
+
+	while (more) {
+		uint32_t value;
+
+		more = bpf_map_get_next_key(map, &key, &next) == 0;
+		if (bpf_map_lookup_elem(map, &key, &value) == 0 &&
+			(value >= SLOT_COUNT || !held[value]))
+			bpf_map_delete_elem(map, &key);
+		key = next;
+	}
+}
+
+/* Counts, lengths and the cache say again what the map does. */
+static void count_cids(struct group_quic *quic)
+{
+	struct dcid_key key, next;
+	bool more = bpf_map_get_next_key(quic->dcid_map, NULL, &key) == 0;
+
+	for (uint32_t i = 0; i < quic->n_sets; i++)
+		for (size_t way = 0; way < DCID_CACHE_WAYS; way++)
+			__atomic_store_n(&quic->sets[i].word[way], 0, __ATOMIC_RELAXED);
+	while (more) {
+		uint32_t slot;
+		int index = length_index(quic, key.length);
+
+		if (index < 0)
+			index = length_index(quic, 0);
+		if (index >= 0 && bpf_map_lookup_elem(quic->dcid_map, &key, &slot) == 0) {
+			set_length(quic, index, key.length);
+			quic->n_of_length[index]++;
+			quic->n_cids++;
+			quic->n_of_slot[slot]++;
+			cache_one(quic, &key, (uint16_t)slot);
+		}
+		more = bpf_map_get_next_key(quic->dcid_map, &key, &next) == 0;
+		key = next;
+	}
+	for (int i = 0; i < QUIC_CID_LENGTHS; i++)
+		if (!quic->n_of_length[i])
+			set_length(quic, i, 0);
+}
+
+void group_quic_reconcile(struct group_quic *quic, const bool *held)
+{
+	if (quic->mode == CID_NGINX)
+		delete_unheld(quic, quic->cookie_map, held);
+	if (quic->mode != CID_REGISTERED)
+		return;
+	delete_unheld(quic, quic->dcid_map, held);
+	count_cids(quic);
 }

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,9 +32,11 @@ struct group_quic {
 
 /* Sets sizes and mode before the object is loaded. */
 int group_quic_prepare(struct bpf_object *object, const struct listener_config *config);
-/* Afterwards: maps what is shared. */
-int group_quic_new(
-	struct group_quic **ret, struct bpf_object *object, const struct listener_config *config);
+/* Afterwards: maps what is shared. inherited: an earlier daemon's is gone on with. */
+int group_quic_new(struct group_quic **ret, struct bpf_object *object,
+	const struct listener_config *config, bool inherited);
+/* Forgets what names slots that nobody has, and counts what is left. */
+void group_quic_reconcile(struct group_quic *quic, const bool *held);
 /* NULL is allowed. */
 struct group_quic *group_quic_free(struct group_quic *quic);
 

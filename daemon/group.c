@@ -14,9 +14,11 @@
 
 #include "common/util.h"
 #include "daemon/group-quic.h"
+#include "daemon/log.h"
 #include "daemon/privileges.h"
 #include "daemon/sockdiag.h"
 #include "daemon/socket.h"
+#include "daemon/store.h"
 #include "quic.skel.h"
 #include "tcp.skel.h"
 #include "udp.skel.h"
@@ -24,6 +26,23 @@
 /* How long the datagrams of a QUIC handshake stay together: a client that waits 1, 2, 4 and 8 s for
  * an answer (RFC 9002 section 6.2.2, twice as long each time) comes again within it. */
 #define HANDSHAKE_USEC (15 * USEC_PER_SEC)
+
+static const struct {
+	const char *name;
+	uint32_t layout;
+} group_maps[GROUP_MAPS] = {
+	[GROUP_SOCKETS] = {"socket_map", 1},
+	[GROUP_COUNTERS] = {"group_cpu", LAYOUT_COUNTERS},
+	[GROUP_SLOT_COUNTERS] = {"slot_counters", LAYOUT_COUNTERS},
+	[GROUP_LISTENER_MAP] = {".bss", LAYOUT_LISTENER_MAP},
+	[GROUP_SLOT_KEYS] = {".data.slots", LAYOUT_LISTENER_MAP},
+	[GROUP_FLOWS] = {"flow_map", LAYOUT_FLOW_MAP},
+	[GROUP_QUIC_STATE] = {".data.quic", LAYOUT_QUIC},
+	[GROUP_DCIDS] = {"dcid_map", LAYOUT_QUIC},
+	[GROUP_DCID_CACHE] = {"dcid_cache", LAYOUT_QUIC},
+	[GROUP_COOKIES] = {"cookie_map", LAYOUT_QUIC},
+	[GROUP_CID_CACHE] = {"cid_cache", LAYOUT_QUIC},
+};
 
 /* Opens the embedded object of the transport; the programs differ, the maps have the same names. */
 static struct bpf_object *open_object(enum transport transport)
@@ -58,6 +77,84 @@ static int prepare_object(struct group *group, const struct listener_config *con
 	return result;
 }
 
+static bool same_shape(const struct bpf_map *map, int fd)
+{
+	struct bpf_map_info info = {0};
+	uint32_t length = sizeof(info);
+
+	return bpf_obj_get_info_by_fd(fd, &info, &length) == 0 && info.type == bpf_map__type(map) &&
+	       info.key_size == bpf_map__key_size(map) &&
+	       info.value_size == bpf_map__value_size(map) &&
+	       info.max_entries == bpf_map__max_entries(map) &&
+	       info.map_flags == bpf_map__map_flags(map);
+}
+
+/* 1: the map is the earlier daemon's; 0: it has to be made anew. */
+static int inherit_map(struct group *group, enum group_map which, const json_t *saved)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(group->object, group_maps[which].name);
+	uint32_t entry = (uint32_t)json_integer_value(json_object_get(saved, "entry"));
+	int fd = map ? store_take(group->store, STORE_MAP, entry) : -1;
+	int result;
+
+	if (fd < 0)
+		return 0;
+	if (json_integer_value(json_object_get(saved, "layout")) != group_maps[which].layout ||
+		!same_shape(map, fd)) {
+		store_drop(group->store, entry, fd);
+		return 0;
+	}
+	result = bpf_map__reuse_fd(map, fd); /* duplicates it */
+	if (result < 0) {
+		store_drop(group->store, entry, fd);
+		return result;
+	}
+	store_move(group->store, entry, bpf_map__fd(map));
+	close_fd(&fd);
+	group->map_entry[which] = entry;
+	group->inherited[which] = true;
+	return 1;
+}
+
+static int inherit_maps(
+	struct group *group, const struct listener_config *config, const json_t *saved)
+{
+	for (int i = 0; i < GROUP_MAPS; i++) {
+		const json_t *map = json_object_get(saved, group_maps[i].name);
+		int result;
+
+		if (!map)
+			continue;
+		result = inherit_map(group, (enum group_map)i, map);
+		if (result < 0)
+			return result;
+		/* Sockets can't be had again. */
+		if (!result && i == GROUP_SOCKETS)
+			return -ENOENT;
+		if (!result)
+			log_info("%s://%s: %s is another one in this version, and begins anew",
+				transport_name(config->transport), config->address_text,
+				i == GROUP_COUNTERS || i == GROUP_SLOT_COUNTERS
+					? "the map of counters"
+					: group_maps[i].name);
+	}
+	return 0;
+}
+
+static void keep_maps(struct group *group)
+{
+	for (int i = 0; i < GROUP_MAPS; i++) {
+		int fd = bpf_object__find_map_fd_by_name(group->object, group_maps[i].name);
+
+		if (fd < 0)
+			continue;
+		if (group->inherited[i])
+			store_move(group->store, group->map_entry[i], fd);
+		else
+			group->map_entry[i] = store_put(group->store, STORE_MAP, fd, false);
+	}
+}
+
 static void *map_memory(const struct bpf_object *object, const char *name, size_t size)
 {
 	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -76,8 +173,24 @@ static uint32_t flow_ticks(const struct listener_config *config)
 	return (uint32_t)MIN(FLOW_TIMEOUT_MAX, MAX(1, usec * NSEC_PER_USEC >> FLOW_TICK_SHIFT));
 }
 
-static int load(
-	struct group *group, const struct listener_config *config, uint32_t number, int ring)
+static int map_memories(struct group *group)
+{
+	group->listener_map = map_memory(group->object, ".bss", sizeof(struct listener_map));
+	group->slot_key = map_memory(group->object, ".data.slots", INDEX_KEYS * sizeof(uint32_t));
+	if (!group->listener_map || !group->slot_key)
+		return -errno;
+	if (group->n_flow_sets) {
+		group->flows = map_memory(
+			group->object, "flow_map", group->n_flow_sets * sizeof(struct flow_set));
+		if (!group->flows)
+			return -errno;
+	}
+	return 0;
+}
+
+/* saved: the maps of an earlier daemon, or NULL. */
+static int load(struct group *group, const struct listener_config *config,
+	const struct group_place *place, const json_t *saved)
 {
 	struct bpf_program *program;
 	int result;
@@ -85,7 +198,9 @@ static int load(
 	group->object = open_object(config->transport);
 	if (!group->object)
 		return -errno;
-	result = prepare_object(group, config, ring);
+	result = prepare_object(group, config, place->ring);
+	if (result >= 0)
+		result = inherit_maps(group, config, saved);
 	if (result < 0)
 		return result;
 	privileges_set_perfmon(true);
@@ -102,25 +217,22 @@ static int load(
 	group->socket_map = bpf_object__find_map_fd_by_name(group->object, "socket_map");
 	group->group_cpu = bpf_object__find_map_fd_by_name(group->object, "group_cpu");
 	group->slot_counters = bpf_object__find_map_fd_by_name(group->object, "slot_counters");
-	group->listener_map = map_memory(group->object, ".bss", sizeof(struct listener_map));
-	group->slot_key = map_memory(group->object, ".data.slots", INDEX_KEYS * sizeof(uint32_t));
-	if (!group->listener_map || !group->slot_key)
-		return -errno;
-	for (uint32_t i = 0; i < INDEX_KEYS; i++)
+	result = map_memories(group);
+	if (result < 0)
+		return result;
+	keep_maps(group);
+	for (uint32_t i = 0; i < INDEX_KEYS && !group->inherited[GROUP_SLOT_KEYS]; i++)
 		group->slot_key[i] = INDEX_NONE;
 	group->slot_key[INDEX_SINK] = INDEX_SINK;
-	if (group->n_flow_sets) {
-		group->flows = map_memory(
-			group->object, "flow_map", group->n_flow_sets * sizeof(struct flow_set));
-		if (!group->flows)
-			return -errno;
-	}
-	group->listener_map->standby = INDEX_NONE;
-	group->listener_map->group = number;
+	if (!group->inherited[GROUP_LISTENER_MAP])
+		group->listener_map->standby = INDEX_NONE;
+	group->listener_map->reported = 0;
+	group->listener_map->group = place->number;
 	group->listener_map->flow_mask = group->n_flow_sets ? (uint32_t)group->n_flow_sets - 1 : 0;
 	group->listener_map->flow_timeout = flow_ticks(config);
 	if (config->transport == TRANSPORT_QUIC)
-		return group_quic_new(&group->quic, group->object, config);
+		return group_quic_new(
+			&group->quic, group->object, config, group->inherited[GROUP_QUIC_STATE]);
 	return 0;
 }
 
@@ -176,8 +288,9 @@ static int make_sink(
 	result = put_socket(group, INDEX_SINK, sink);
 	if (result < 0)
 		return result;
-	close_fd(&group->sink);
+	store_drop(group->store, group->sink_entry, group->sink);
 	group->sink = take_fd(&sink);
+	group->sink_entry = store_put(group->store, STORE_SOCKET, group->sink, false);
 	return 0;
 }
 
@@ -231,18 +344,34 @@ static char *explain(const struct listener_config *config, const char *step, int
 	return text;
 }
 
-int group_new(struct group **ret, const struct listener_config *config, uint32_t number, int ring,
-	char **ret_error)
+static struct group *allocate(const struct listener_config *config, struct store *store)
 {
 	struct group *group = calloc(1, sizeof(*group));
+
+	if (!group)
+		return NULL;
+	group->sink = group->standby = -1;
+	group->standby_index = INDEX_NONE;
+	group->store = store;
+	if (config->standby_timeout_usec) {
+		group->n_waiting = config->standby_timeout_usec / USEC_PER_SEC + 1;
+		group->waiting = calloc(group->n_waiting, sizeof(*group->waiting));
+		if (!group->waiting)
+			return group_free(group);
+	}
+	return group;
+}
+
+int group_new(struct group **ret, const struct listener_config *config,
+	const struct group_place *place, char **ret_error)
+{
+	struct group *group = allocate(config, place->store);
 	const char *step = "load the program";
 	int result;
 
 	if (!group)
 		return -ENOMEM;
-	group->sink = group->standby = -1;
-	group->standby_index = INDEX_NONE;
-	result = load(group, config, number, ring);
+	result = load(group, config, place, NULL);
 	/* Members of a group that an earlier daemon left would lose their traffic to our program.
 	 */
 	if (result >= 0 && sockdiag_is_bound(config) > 0) {
@@ -254,12 +383,6 @@ int group_new(struct group **ret, const struct listener_config *config, uint32_t
 	if (result >= 0) {
 		step = "attach the program";
 		result = group_heal(group);
-	}
-	if (result >= 0 && config->standby_timeout_usec) {
-		group->n_waiting = config->standby_timeout_usec / USEC_PER_SEC + 1;
-		group->waiting = calloc(group->n_waiting, sizeof(*group->waiting));
-		if (!group->waiting)
-			result = -ENOMEM;
 	}
 	if (result < 0) {
 		*ret_error = explain(config, step, result);
@@ -286,8 +409,10 @@ struct group *group_free(struct group *group)
 		munmap(group->slot_key, INDEX_KEYS * sizeof(*group->slot_key));
 	if (group->flows)
 		munmap(group->flows, group->n_flow_sets * sizeof(struct flow_set));
-	close_fd(&group->standby);
-	close_fd(&group->sink);
+	store_drop(group->store, group->standby_entry, group->standby);
+	store_drop(group->store, group->sink_entry, group->sink);
+	for (int i = 0; i < GROUP_MAPS; i++)
+		store_drop(group->store, group->map_entry[i], -1);
 	group_quic_free(group->quic);
 	bpf_object__close(group->object);
 	free(group->waiting);
@@ -389,6 +514,15 @@ bool group_has_socket(const struct group *group, uint16_t slot, uint64_t *ret_co
 	return true;
 }
 
+static bool same_table(const struct listener_table *a, const struct listener_table *b)
+{
+	return a->n_active == b->n_active &&
+	       !memcmp(a->active, b->active, a->n_active * sizeof(*a->active)) &&
+	       (!a->n_active || (a->n_entries == b->n_entries &&
+					!memcmp(a->entries, b->entries,
+						a->n_entries * sizeof(*a->entries))));
+}
+
 int group_set_members(struct group *group, const struct maglev_member *members, size_t n_members)
 {
 	struct listener_map *map = group->listener_map;
@@ -405,9 +539,21 @@ int group_set_members(struct group *group, const struct maglev_member *members, 
 	for (size_t i = 0; i < n_members; i++)
 		table->active[i] = members[i].slot;
 	table->n_active = (uint32_t)n_members;
+	if (same_table(table, &map->tables[!spare]))
+		return 0;
 	__atomic_store_n(&map->current, spare, __ATOMIC_RELEASE);
 	group->generation++;
 	return 0;
+}
+
+/* The socket goes; what it holds should have moved. */
+static void drop_standby(struct group *group)
+{
+	store_drop(group->store, group->standby_entry, group->standby);
+	group->standby = -1;
+	group->standby_entry = 0;
+	group->standby_index = INDEX_NONE;
+	group->standby_lent = false;
 }
 
 int group_make_standby(struct group *group, const struct listener_config *config, uint16_t slot,
@@ -422,12 +568,17 @@ int group_make_standby(struct group *group, const struct listener_config *config
 	fd = socket_new(config, ret_step);
 	if (fd < 0)
 		return fd;
-	*ret_step = "put the standby into the socket map";
-	result = put_socket(group, index, fd);
-	if (result < 0)
-		return result;
 	group->standby = take_fd(&fd);
 	group->standby_index = index;
+	group->standby_entry = store_put(group->store, STORE_SOCKET, group->standby, false);
+	/* Whatever comes into it from here must be found again. */
+	store_commit(group->store);
+	*ret_step = "put the standby into the socket map";
+	result = put_socket(group, index, group->standby);
+	if (result < 0) {
+		drop_standby(group);
+		return result;
+	}
 	publish_standby(group);
 	if (config->address.ss_family == AF_INET)
 		return make_sink(group, config, ret_step);
@@ -456,18 +607,19 @@ void group_settle_standby(struct group *group, const struct listener_config *con
 	forget_waiting(group, config);
 	if (config->transport != TRANSPORT_TCP) {
 		if (group->standby_lent) {
-			close_fd(&group->standby);
-			group->standby_index = INDEX_NONE;
-			group->standby_lent = false;
+			drop_standby(group);
 			publish_standby(group);
 		}
 		return;
 	}
-	/* The new one stands before the old one closes, so there is no moment without. */
+	/* The new one stands before the old one closes, so there is no moment without. What waits
+	 * moves by shutdown(): systemd may hold a duplicate a little longer. */
 	fresh = socket_new(config, &step);
 	if (fresh >= 0 && put_socket(group, INDEX_STANDBY, fresh) >= 0) {
-		close_fd(&group->standby);
+		shutdown(group->standby, SHUT_RD);
+		store_drop(group->store, group->standby_entry, group->standby);
 		group->standby = fresh;
+		group->standby_entry = store_put(group->store, STORE_SOCKET, fresh, false);
 		if (config->address.ss_family == AF_INET)
 			make_sink(group, config, &step);
 		return;
@@ -477,8 +629,7 @@ void group_settle_standby(struct group *group, const struct listener_config *con
 	shutdown(group->standby, SHUT_RD);
 	if (listen(group->standby, config->backlog) < 0 ||
 		put_socket(group, INDEX_STANDBY, group->standby) < 0) {
-		close_fd(&group->standby);
-		group->standby_index = INDEX_NONE;
+		drop_standby(group);
 		__atomic_store_n(&group->listener_map->standby, INDEX_NONE, __ATOMIC_RELEASE);
 	}
 }
@@ -531,6 +682,8 @@ void group_expire_standby(struct group *group, const struct listener_config *con
 	due = group->waiting[group->next_waiting];
 	group->waiting[group->next_waiting] = standby_arrived(group, config);
 	group->next_waiting = (group->next_waiting + 1) % group->n_waiting;
+	if (group->left < due)
+		store_touch(group->store);
 	while (group->left < due) {
 		if (!drop_one(group, config)) {
 			group->left = due; /* taken by a worker in the meantime */
@@ -586,4 +739,134 @@ void group_reset_slot(const struct group *group, uint16_t slot)
 	zero = calloc((size_t)n_cpus, sizeof(*zero));
 	if (zero)
 		bpf_map_update_elem(group->slot_counters, &key, zero, BPF_ANY);
+}
+
+/* From here: a group that an earlier daemon made goes on under this one. */
+
+json_t *group_to_json(const struct group *group)
+{
+	json_t *maps = json_object();
+
+	for (int i = 0; i < GROUP_MAPS; i++)
+		if (group->map_entry[i])
+			json_object_set_new(maps, group_maps[i].name,
+				json_pack("{s:I, s:I}", "entry", (json_int_t)group->map_entry[i],
+					"layout", (json_int_t)group_maps[i].layout));
+	return json_pack("{s:o, s:I, s:I, s:I, s:b, s:I, s:I, s:I}", "maps", maps, "sink",
+		(json_int_t)group->sink_entry, "standby", (json_int_t)group->standby_entry,
+		"standby_index", (json_int_t)group->standby_index, "standby_lent",
+		group->standby_lent, "left", (json_int_t)group->left, "expired",
+		(json_int_t)group->expired, "generation", (json_int_t)group->generation);
+}
+
+static uint64_t saved_number(const json_t *saved, const char *name)
+{
+	return (uint64_t)json_integer_value(json_object_get(saved, name));
+}
+
+/* Counters of a map that begins anew start at zero, and so does what was counted against them. */
+static void resume_standby(
+	struct group *group, const struct listener_config *config, const json_t *saved)
+{
+	int listens = 0;
+	socklen_t length = sizeof(listens);
+
+	group->expired = saved_number(saved, "expired");
+	group->left = group->inherited[GROUP_COUNTERS] ? saved_number(saved, "left") : 0;
+	/* How long each has waited already is not known any more: the time begins anew. */
+	for (size_t i = 0; i < group->n_waiting; i++)
+		group->waiting[i] = group->left;
+	group->standby_entry = (uint32_t)saved_number(saved, "standby");
+	group->standby = store_take(group->store, STORE_SOCKET, group->standby_entry);
+	if (group->standby < 0) {
+		drop_standby(group);
+		return;
+	}
+	group->standby_index = (uint32_t)saved_number(saved, "standby_index");
+	group->standby_lent = json_is_true(json_object_get(saved, "standby_lent"));
+	/* Its successor stood already, and it was shut; or it never was one. */
+	if (config->transport == TRANSPORT_TCP &&
+		(getsockopt(group->standby, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) < 0 ||
+			!listens))
+		listen(group->standby, config->backlog);
+}
+
+int group_resume(struct group **ret, const struct listener_config *config,
+	const struct group_place *place, const json_t *saved, char **ret_error)
+{
+	struct group *group = allocate(config, place->store);
+	const char *step = "load the program over the maps that are in use";
+	int result;
+
+	if (!group)
+		return -ENOMEM;
+	group->generation = saved_number(saved, "generation");
+	result = load(group, config, place, json_object_get(saved, "maps"));
+	if (result >= 0) {
+		group->sink_entry = (uint32_t)saved_number(saved, "sink");
+		group->sink = store_take(group->store, STORE_SOCKET, group->sink_entry);
+		if (group->sink < 0) {
+			group->sink = -1;
+			group->sink_entry = 0;
+			result = make_sink(group, config, &step);
+		}
+	}
+	if (result < 0) {
+		*ret_error = explain(config, step, result);
+		group_free(group);
+		return result;
+	}
+	resume_standby(group, config, saved);
+	*ret = group;
+	return 0;
+}
+
+/* Puts the daemon's own socket at its place, if it does not stand there. */
+static void put_own(const struct group *group, uint32_t index, int fd)
+{
+	uint64_t own, there;
+	socklen_t length = sizeof(own);
+
+	if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_COOKIE, &own, &length) < 0)
+		return;
+	if (bpf_map_lookup_elem(group->socket_map, &index, &there) < 0 || there != own)
+		put_socket(group, index, fd);
+}
+
+static void forget_flows(struct group *group, const bool *held)
+{
+	for (size_t i = 0; i < group->n_flow_sets; i++)
+		for (size_t way = 0; way < FLOW_WAYS; way++) {
+			__u64 *word = &group->flows[i].word[way];
+			__u64 seen = __atomic_load_n(word, __ATOMIC_RELAXED);
+			uint32_t slot = (seen >> 16) & 0xffff;
+
+			if (seen && (slot >= SLOT_COUNT ||
+					    (!held[slot] && slot != group->standby_index)))
+				__atomic_compare_exchange_n(
+					word, &seen, 0, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+		}
+}
+
+void group_reconcile(struct group *group, const struct listener_config *config, const bool *open,
+	const bool *held)
+{
+	/* Lent to a worker that never knew it: the socket is the daemon's alone again. */
+	if (group->standby_index < SLOT_COUNT && !held[group->standby_index])
+		group->standby_lent = false;
+	for (uint32_t slot = 0; slot < SLOT_COUNT; slot++) {
+		if (slot == group->standby_index && group->standby >= 0)
+			continue;
+		group_open_slot(group, (uint16_t)slot, open[slot]);
+		/* A worker that was never told of its registration still holds its socket. */
+		if (!held[slot] && group_has_socket(group, (uint16_t)slot, NULL))
+			bpf_map_delete_elem(group->socket_map, &slot);
+	}
+	put_own(group, INDEX_SINK, group->sink);
+	if (group->standby >= 0)
+		put_own(group, group->standby_index, group->standby);
+	publish_standby(group);
+	if (group->quic)
+		group_quic_reconcile(group->quic, held);
+	forget_flows(group, held);
 }

@@ -19,12 +19,31 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <jansson.h>
+
 #include "bpf/layout.h"
 #include "daemon/config.h"
 #include "daemon/maglev.h"
 
 struct bpf_object;
 struct group_quic;
+struct store;
+
+/* Maps that outlive the daemon; those that a program does not have stay unused. */
+enum group_map {
+	GROUP_SOCKETS,
+	GROUP_COUNTERS,
+	GROUP_SLOT_COUNTERS,
+	GROUP_LISTENER_MAP,
+	GROUP_SLOT_KEYS,
+	GROUP_FLOWS,
+	GROUP_QUIC_STATE,
+	GROUP_DCIDS,
+	GROUP_DCID_CACHE,
+	GROUP_COOKIES,
+	GROUP_CID_CACHE,
+	GROUP_MAPS,
+};
 
 struct group {
 	struct bpf_object *object;
@@ -46,15 +65,41 @@ struct group {
 	uint64_t left;    /* of those that came to the standby: how many are no longer there */
 	uint64_t expired; /* connections or datagrams that waited too long, in all */
 	uint64_t generation;
+	struct store *store;
+	uint32_t map_entry[GROUP_MAPS]; /* in the store; 0: none */
+	bool inherited[GROUP_MAPS];     /* taken over, with what is in it */
+	uint32_t sink_entry, standby_entry;
+};
+
+/* Where a group belongs: its number in events, the ring buffer that all groups share, the store
+ * that keeps what outlives the daemon. */
+struct group_place {
+	uint32_t number;
+	int ring;
+	struct store *store;
 };
 
 /*
- * Makes the group with its sink and attaches the program. number: for events. ring: descriptor of
- * the ring buffer that all groups share. On failure a negative errno and *ret_error a sentence that
- * the caller frees.
+ * Makes the group with its sink and attaches the program. On failure a negative errno and
+ * *ret_error a sentence that the caller frees.
  */
-int group_new(struct group **ret, const struct listener_config *config, uint32_t number, int ring,
-	char **ret_error);
+int group_new(struct group **ret, const struct listener_config *config,
+	const struct group_place *place, char **ret_error);
+/*
+ * What an earlier daemon had, as group_to_json() said: the same maps, sink and standby, the program
+ * of this build. It is not attached yet: first comes what group_reconcile() and
+ * group_set_members() put into the maps, then group_heal().
+ */
+int group_resume(struct group **ret, const struct listener_config *config,
+	const struct group_place *place, const json_t *saved, char **ret_error);
+/* A new reference. */
+json_t *group_to_json(const struct group *group);
+/*
+ * Makes the maps agree with the workers. open[slot]: packets may go there; held[slot]: somebody has
+ * it. Takes out what nobody has, and puts the daemon's own sockets where they are missing.
+ */
+void group_reconcile(struct group *group, const struct listener_config *config, const bool *open,
+	const bool *held);
 /* The listener is closed: new connections are refused from now on, workers keep those they have. */
 void group_refuse(struct group *group);
 /* Lets go. The program, its maps and the workers' sockets live on as they are. NULL is allowed. */
@@ -83,7 +128,8 @@ void group_remove_socket(struct group *group, uint16_t slot);
 /* Whether the slot has a socket; *ret_cookie (may be NULL) is its SO_COOKIE. */
 bool group_has_socket(const struct group *group, uint16_t slot, uint64_t *ret_cookie);
 
-/* Fills the spare table and switches to it. n_members 0: nobody is active. -ENOMEM. */
+/* Fills the spare table and switches to it, unless it says the same. n_members 0: nobody is active.
+ * -ENOMEM. */
 int group_set_members(struct group *group, const struct maglev_member *members, size_t n_members);
 
 /* A standby where there is none and one is wanted; UDP: at slot. */

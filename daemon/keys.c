@@ -627,3 +627,45 @@ int keys_retire(struct keys *keys, uint8_t rotation)
 	explicit_bzero(&changed, sizeof(changed));
 	return r;
 }
+
+json_t *keys_to_json(const struct keys *keys)
+{
+	json_t *json = json_pack("{s:i, s:b, s:I}", "format", 1, "given", keys->given, "next_block",
+		(json_int_t)keys->next_block);
+
+	if (json && set_keys(json, keys) < 0) {
+		json_decref(json);
+		return NULL;
+	}
+	return json;
+}
+
+int keys_from_json(struct keys **ret, const json_t *json, const char *state_directory,
+	const char *service, const char *listener)
+{
+	_cleanup_(keys_freep) struct keys *keys = calloc(1, sizeof(*keys));
+	json_int_t block = json_integer_value(json_object_get(json, "next_block"));
+	int r;
+
+	if (!keys)
+		return -ENOMEM;
+	if (strchr(service, '/') || strpbrk(listener, "/:"))
+		return -EBADMSG;
+	r = get_keys(json, keys);
+	if (r <= 0 || block < 0 || block > (json_int_t)NONCE_END)
+		return -EBADMSG;
+	keys->given = json_is_true(json_object_get(json, "given"));
+	/* What is left of the block that was written down may have been given out. */
+	keys->next = keys->next_block = (uint64_t)block;
+	if (asprintf(&keys->name, "%s:%s.keys", service, listener) < 0) {
+		keys->name = NULL;
+		return -ENOMEM;
+	}
+	if (state_directory) {
+		keys->directory = strdup(state_directory);
+		if (!keys->directory)
+			return -ENOMEM;
+	}
+	*ret = take_pointer(keys);
+	return 0;
+}

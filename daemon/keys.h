@@ -18,6 +18,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <jansson.h>
+
 #define KEYS_MAX 7 /* config rotations 0 .. 6 */
 
 struct keys {
@@ -86,3 +88,12 @@ int keys_rotate(struct keys *keys);
  * only.
  */
 int keys_retire(struct keys *keys, uint8_t rotation);
+
+/*
+ * For the next process of this daemon: all that keys_open() can't read again where there is no
+ * state directory, or where the files can't be read any more. NULL without memory. A block of nonce
+ * prefixes is not gone on with. -EBADMSG: it is not what keys_to_json() made.
+ */
+json_t *keys_to_json(const struct keys *keys);
+int keys_from_json(struct keys **ret, const json_t *json, const char *state_directory,
+	const char *service, const char *listener);

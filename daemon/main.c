@@ -4,6 +4,7 @@
  */
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <bpf/libbpf.h>
 #include <pwd.h>
 #include <signal.h>
@@ -21,10 +22,11 @@
 #include "common/util.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
-#include "daemon/inherited.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/privileges.h"
+#include "daemon/state.h"
+#include "daemon/store.h"
 
 struct options {
 	const char *config_directory; /* NULL with --listen alone */
@@ -35,9 +37,12 @@ struct options {
 	char **listen;
 	size_t n_listen;
 	bool check;
-	bool refused; /* by the configuration: a status of its own, so that systemd doesn't try
-			 again */
-	bool adopt;   /* keep CAP_CHOWN */
+	bool refused;    /* by the configuration: a status of its own, so that systemd doesn't try
+			    again */
+	bool old_config; /* it was refused, and what an earlier daemon served goes on */
+	const char *program;
+	char **arguments;
+	bool adopt; /* keep CAP_CHOWN */
 };
 
 static void print_help(void)
@@ -211,14 +216,21 @@ static int listen_unix(const char *directory, const char *name, int type)
 	return take_fd(&fd);
 }
 
-/* The socket of a .socket unit, by its FileDescriptorName=; without one, a socket of our own. */
-static int open_door(struct inherited *inherited, const char *directory, const char *name,
-	const char *file, int type)
+/*
+ * The socket of a .socket unit, by its FileDescriptorName=, or an earlier daemon's, each with those
+ * who wait at it; without one, a socket of our own.
+ */
+static int open_door(
+	struct store *store, const char *directory, const char *name, const char *file, int type)
 {
-	_cleanup_close_ int fd = inherited_take(inherited, name);
+	_cleanup_close_ int fd = store_take_door(store, name, file);
 
-	if (fd == -ENOENT)
-		return listen_unix(directory, file, type);
+	if (fd == -ENOENT) {
+		fd = listen_unix(directory, file, type);
+		if (fd >= 0)
+			store_put(store, STORE_DOOR, fd, false);
+		return take_fd(&fd);
+	}
 	if (sd_is_socket_unix(fd, type, 1, NULL, 0) <= 0) {
 		log_error(
 			"cannot listen on descriptor '%s' of LISTEN_FDS: it is not a listening Unix "
@@ -343,20 +355,19 @@ static int print_bpf(enum libbpf_print_level level, const char *format, va_list 
 		       : 0;
 }
 
-static int open_doors(
-	struct manager *manager, const struct options *options, struct inherited *inherited)
+static int open_doors(struct manager *manager, const struct options *options)
 {
 	int worker, control, result;
 
-	worker = open_door(
-		inherited, options->runtime_directory, "worker", "worker.sock", SOCK_SEQPACKET);
+	worker = open_door(manager->store, options->runtime_directory, "worker", "worker.sock",
+		SOCK_SEQPACKET);
 	if (worker < 0)
 		return worker;
 	result = client_listen(manager, worker);
 	if (result < 0)
 		return result;
 	control = open_door(
-		inherited, options->runtime_directory, "control", "control.sock", SOCK_STREAM);
+		manager->store, options->runtime_directory, "control", "control.sock", SOCK_STREAM);
 	if (control < 0)
 		return control;
 	result = control_new(&manager->control, manager->event, control, manager_methods, manager);
@@ -398,70 +409,178 @@ static int refuse_to_start(const char *what, int result, const char *error)
 	return result;
 }
 
-static int run(struct options *options, struct inherited *inherited)
+/* What an earlier process left. 0: nothing; 1: its state, in *ret and *ret_json. */
+static int find_state(
+	struct store *store, struct state **ret, uint32_t *ret_entry, json_t **ret_json)
 {
-	sd_event *event = NULL;
-	struct config *config = NULL;
-	struct manager *manager = NULL;
+	struct state *state = NULL;
+	int fd = store_take_only(store, STORE_STATE, ret_entry), result;
+
+	if (fd < 0)
+		return 0;
+	result = state_open(&state, fd);
+	if (result >= 0)
+		result = state_read(state, ret_json);
+	if (result < 0) {
+		log_error("cannot read the state of the earlier daemon: %s%s", strerror(-result),
+			result == -EPROTONOSUPPORT ? " (it is another version's; start that one)"
+						   : "");
+		state_free(state);
+		return result;
+	}
+	*ret = state;
+	return 1;
+}
+
+static void refuse_config(struct options *options, const char *error)
+{
+	log_entry(LOG_ERR, EVENT_RELOAD_REFUSED, NULL,
+		"the configuration is refused, what the earlier daemon served goes on:\n%s", error);
+	options->old_config = true;
+}
+
+/*
+ * Goes on from the state, and then makes what runs be as the files say. A mistake in them must not
+ * cost what is there.
+ */
+static int go_on(struct manager **ret, sd_event *event, struct options *options,
+	struct config *config, struct store *store, struct state *state, uint32_t entry,
+	const json_t *json)
+{
 	_cleanup_free_ char *error = NULL;
+	int result = manager_resume(ret, event, store, state, entry, json, &error);
+
+	if (result < 0) {
+		config_free(config);
+		return refuse_to_start("Cannot start", result, error);
+	}
+	if (!config)
+		return 0;
+	if (manager_reload(*ret, config, &error) < 0) {
+		refuse_config(options, error ? error : "out of memory");
+	}
+	return 0;
+}
+
+static int start(struct manager **ret, sd_event *event, struct config *config, struct store *store)
+{
+	_cleanup_free_ char *error = NULL;
+	int result = manager_new(ret, event, config, store, &error);
+
+	return result < 0 ? refuse_to_start("Cannot start", result, error) : 0;
+}
+
+static int serve(struct manager *manager, sd_event *event, struct options *options)
+{
 	int result;
 
-	result = load_config(&config, &error, options);
-	if (result < 0) {
-		options->refused = !options->check && result != -ENOMEM;
-		return refuse_to_start("The configuration can't be used", result, error);
-	}
-	if (options->check) {
-		printf("%zu services, no mistake found\n", config->n_services);
-		config_free(config);
-		return 0;
-	}
+	manager->load = load_config;
+	manager->load_data = options;
+	manager->program = options->program;
+	manager->arguments = options->arguments;
+	result = open_doors(manager, options);
+	if (result >= 0)
+		result = manager_keep_state(manager);
+	if (result >= 0)
+		result = watch_signals(event, manager);
+	if (result < 0)
+		return result;
+	sd_event_set_watchdog(event, true);
+	sd_notifyf(0, "READY=1\nSTATUS=%s",
+		options->old_config ? "Running; the configuration was refused" : "Running");
+	log_entry(LOG_INFO, EVENT_READY, NULL, "reuseportd %s is ready in %s", VERSION,
+		options->runtime_directory);
+	manager_answer_caller(manager);
+	result = sd_event_loop(event);
+	sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
+	return result;
+}
+
+/* config: NULL where the files are wrong and a state is there, which has one. */
+static int prepare_process(struct options *options, struct config *config)
+{
+	int result;
+
 	raise_descriptor_limit();
 	libbpf_set_print(print_bpf);
+	if (!config)
+		return 0;
 	result = make_runtime_directory(options, config->user);
 	if (result >= 0)
 		result = make_state_directory(options, config);
 	if (result >= 0)
 		result = become_user(config->user, options->adopt);
+	return result;
+}
+
+static int run(struct options *options)
+{
+	sd_event *event = NULL;
+	struct config *config = NULL;
+	struct manager *manager = NULL;
+	struct store *store = NULL;
+	struct state *state = NULL;
+	_cleanup_free_ char *error = NULL;
+	json_t *json = NULL;
+	uint32_t entry = 0;
+	int result, found;
+
+	result = load_config(&config, &error, options);
+	if (options->check && result >= 0) {
+		printf("%zu services, no mistake found\n", config->n_services);
+		config_free(config);
+		return 0;
+	}
+	found = options->check ? 0 : store_new(&store);
+	if (found >= 0 && store)
+		found = find_state(store, &state, &entry, &json);
+	if (result < 0 && found == 1) {
+		refuse_config(options, error ? error : strerror(-result));
+		result = 0;
+	} else if (result < 0) {
+		options->refused = !options->check && result != -ENOMEM;
+		refuse_to_start("The configuration can't be used", result, error);
+	}
+	if (result >= 0 && found < 0)
+		result = found;
+	if (result >= 0)
+		result = prepare_process(options, config);
+	if (result >= 0)
+		result = sd_event_default(&event);
 	if (result < 0) {
 		config_free(config);
+		state_free(state);
+		store_free(store);
+		json_decref(json);
 		return result;
 	}
-	result = sd_event_default(&event);
-	if (result >= 0)
-		result = manager_new(&manager, event, config, &error);
-	if (result < 0) {
-		sd_event_unref(event);
-		return refuse_to_start("Cannot start", result, error);
-	}
-	manager->load = load_config;
-	manager->load_data = options;
-	result = open_doors(manager, options, inherited);
-	inherited_done(inherited);
-	if (result >= 0)
-		result = watch_signals(event, manager);
+	if (found == 1)
+		result = go_on(&manager, event, options, config, store, state, entry, json);
+	else
+		result = start(&manager, event, config, store);
+	json_decref(json);
 	if (result >= 0) {
-		sd_event_set_watchdog(event, true);
-		sd_notify(0, "READY=1\nSTATUS=Running");
-		log_entry(LOG_INFO, EVENT_READY, NULL, "reuseportd %s is ready in %s", VERSION,
-			options->runtime_directory);
-		result = sd_event_loop(event);
-		sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
+		result = serve(manager, event, options);
+		manager_free(manager);
 	}
-	manager_free(manager);
 	sd_event_unref(event);
 	return result;
 }
 
 int main(int argc, char **argv)
 {
-	struct options options = {.runtime_directory = "/run/reuseportd"};
-	struct inherited inherited = {0};
+	struct options options = {.runtime_directory = "/run/reuseportd", .arguments = argv};
+	char program[PATH_MAX];
+	ssize_t length;
 	int result;
 
 	/* What a client can make large goes back to the system with it: without a fixed threshold,
 	 * large buffers move into the heap and stay there (mallopt(3)). */
 	mallopt(M_MMAP_THRESHOLD, 64 * 1024);
+	/* As it is called now: once another one is installed, the link says "(deleted)". */
+	length = readlink("/proc/self/exe", program, sizeof(program) - 1);
+	program[MAX(length, 0)] = 0;
+	options.program = program;
 	options.listen = calloc((size_t)argc, sizeof(*options.listen));
 	if (!options.listen)
 		return EXIT_FAILURE;
@@ -470,12 +589,8 @@ int main(int argc, char **argv)
 		free(options.listen);
 		return 2;
 	}
-	if (result > 0) {
-		result = inherited_init(&inherited);
-		if (result >= 0)
-			result = run(&options, &inherited);
-		inherited_done(&inherited);
-	}
+	if (result > 0)
+		result = run(&options);
 	free(options.listen);
 	if (options.refused)
 		return EX_CONFIG;

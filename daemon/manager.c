@@ -18,6 +18,8 @@
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
+#include "daemon/state.h"
+#include "daemon/store.h"
 
 #define RING_OCTETS 4096
 
@@ -119,6 +121,7 @@ static void free_removed_services(struct manager *manager)
 
 		if (service->removed && !service->registrations) {
 			*link = service->next;
+			store_touch(service->manager->store);
 			service_free(service);
 		} else {
 			link = &service->next;
@@ -140,14 +143,19 @@ static int on_tick(sd_event_source *source, uint64_t time, void *user_data)
 	return 0;
 }
 
-static int start_ring(struct manager *manager)
+int manager_start(struct manager *manager)
 {
 	sd_event_source *source;
 	int result;
 
-	manager->ring_map = bpf_map_create(BPF_MAP_TYPE_RINGBUF, "events", 0, 0, RING_OCTETS, NULL);
-	if (manager->ring_map < 0)
-		return -errno;
+	if (manager->ring_map < 0) {
+		manager->ring_map =
+			bpf_map_create(BPF_MAP_TYPE_RINGBUF, "events", 0, 0, RING_OCTETS, NULL);
+		if (manager->ring_map < 0)
+			return -errno;
+		manager->ring_entry =
+			store_put(manager->store, STORE_MAP, manager->ring_map, false);
+	}
 	manager->ring = ring_buffer__new(manager->ring_map, on_slot_event, manager, NULL);
 	if (!manager->ring)
 		return -errno;
@@ -167,18 +175,21 @@ static int start_ring(struct manager *manager)
 	return 0;
 }
 
-int manager_new(struct manager **ret, sd_event *event, struct config *config, char **ret_error)
+int manager_new(struct manager **ret, sd_event *event, struct config *config, struct store *store,
+	char **ret_error)
 {
 	struct manager *manager = calloc(1, sizeof(*manager));
 	int result;
 
 	if (!manager) {
 		config_free(config);
+		store_free(store);
 		return -ENOMEM;
 	}
 	manager->event = sd_event_ref(event);
 	manager->started_usec = now_realtime();
-	manager->ring_map = -1;
+	manager->ring_map = manager->caller = -1;
+	manager->store = store;
 	manager->state_directory = take_pointer(config->state_directory);
 	result = accounts_new(&manager->accounts, event);
 	if (result < 0) {
@@ -186,7 +197,7 @@ int manager_new(struct manager **ret, sd_event *event, struct config *config, ch
 		manager_free(manager);
 		return result;
 	}
-	result = start_ring(manager);
+	result = manager_start(manager);
 	if (result < 0) {
 		if (asprintf(ret_error,
 			    "cannot create BPF maps: %s (needs CAP_BPF, Linux 5.14 or newer)",
@@ -206,8 +217,16 @@ int manager_new(struct manager **ret, sd_event *event, struct config *config, ch
 
 struct manager *manager_free(struct manager *manager)
 {
-	while (manager->clients)
-		client_goodbye(manager->clients, 0, "the daemon stops");
+	bool stays = store_outlives(manager->store);
+
+	/* Whether systemd starts it again, only systemd knows. */
+	store_freeze(manager->store);
+	while (manager->clients) {
+		if (stays)
+			client_free(manager->clients);
+		else
+			client_goodbye(manager->clients, 0, "the daemon stops");
+	}
 	while (manager->services) {
 		struct service *next = manager->services->next;
 
@@ -220,6 +239,9 @@ struct manager *manager_free(struct manager *manager)
 	if (manager->ring)
 		ring_buffer__free(manager->ring);
 	close_fd(&manager->ring_map);
+	close_fd(&manager->caller);
+	state_free(manager->state);
+	store_free(manager->store);
 	config_free(manager->config);
 	free(manager->state_directory);
 	sd_event_unref(manager->event);
@@ -321,6 +343,8 @@ int manager_reload(struct manager *manager, struct config *config, char **ret_er
 		control_set_max_connections(manager->control, config->max_connections);
 	}
 	free_removed_services(manager);
+	store_touch(manager->store);
+	store_commit(manager->store);
 	return 0;
 }
 

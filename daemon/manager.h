@@ -28,6 +28,8 @@
 struct client;
 struct group;
 struct ring_buffer;
+struct state;
+struct store;
 
 enum worker_state {
 	WORKER_JOINING,  /* has its sockets, gets nothing yet */
@@ -54,10 +56,12 @@ struct registration {
 	char instance[PROTOCOL_NAME_MAX];
 	uid_t uid;
 	pid_t pid;
-	int pidfd;
+	int pidfd;            /* -1: it had ended when this daemon started */
+	uint32_t pidfd_entry; /* in the store, once acked */
 	sd_event_source *exit_source;
-	bool exited; /* its process is gone, others still hold its sockets */
-	bool acked;  /* all workers are granted and acknowledged */
+	bool exited;           /* its process is gone, others still hold its sockets */
+	bool acked;            /* all workers are granted and acknowledged */
+	uint32_t drain_untold; /* enum protocol_drain_reason: its client is still to be told */
 	struct worker *workers;
 	uint32_t n_workers;
 	/* The rest with PROTOCOL_REGISTER_ADOPT only: workers come as they bring sockets. */
@@ -104,6 +108,14 @@ struct manager {
 	struct service *services;
 	struct client *clients;
 	struct accounts *accounts;
+	struct store *store;
+	struct state *state;
+	uint32_t state_entry, ring_entry;
+	bool orderly; /* the next process begins in this very moment: what is unfinished is kept */
+	bool state_failed;
+	int caller; /* who waits for the answer to Reexec, -1: nobody */
+	uint32_t caller_entry;
+	uint32_t next_client;
 	struct worker *slots[SLOT_COUNT];
 	uint8_t reserved[SLOT_COUNT]; /* 1: some service's next */
 	uint32_t next_slot;
@@ -115,10 +127,13 @@ struct manager {
 	uint64_t started_usec;                                               /* CLOCK_REALTIME */
 	int (*load)(struct config **ret, char **ret_error, void *user_data); /* for reload */
 	void *load_data;
+	const char *program; /* what Reexec runs, with these arguments */
+	char **arguments;
 };
 
-/* config is taken over. On failure *ret_error is a sentence (free()). */
-int manager_new(struct manager **ret, sd_event *event, struct config *config, char **ret_error);
+/* config is taken over, store as well. On failure *ret_error is a sentence (free()). */
+int manager_new(struct manager **ret, sd_event *event, struct config *config, struct store *store,
+	char **ret_error);
 struct manager *manager_free(struct manager *manager);
 /* Makes what runs be as config says, or changes nothing: *ret_error. config is taken over, always.
  */
@@ -131,6 +146,23 @@ struct account *manager_account(struct manager *manager, uid_t uid);
 uint32_t manager_count_cids(const struct manager *manager, uid_t uid);
 /* A free slot, marked as reserved, or -1. Round robin: a slot rests as long as possible. */
 int32_t manager_reserve_slot(struct manager *manager);
+
+/* The ring buffer (manager->ring_map) and the clock. */
+int manager_start(struct manager *manager);
+
+/* resume.c */
+/* Goes on from what an earlier process left. store and state are taken over, always; json: what is
+ * in the state. On failure *ret_error is a sentence (free()). */
+int manager_resume(struct manager **ret, sd_event *event, struct store *store, struct state *state,
+	uint32_t state_entry, const json_t *json, char **ret_error);
+/* From here every change is written into the state; what was inherited and belongs to nobody is
+ * let go. */
+int manager_keep_state(struct manager *manager);
+/* Replaces this process; caller: the connection that waits for the answer, which the next process
+ * gives, -1: none. Returns only on failure, and then all is as it was. */
+int manager_reexec(struct manager *manager, int caller);
+/* Who asked the earlier process for this one. */
+void manager_answer_caller(struct manager *manager);
 
 /* An entry about a listener; log.h has the rest. */
 #define log_listener(priority, event, about_listener, ...)                  \
@@ -175,6 +207,12 @@ int listener_prepare_keys(
 	struct listener *listener, const struct listener_config *config, char **ret_error);
 void listener_commit_keys(struct listener *listener);
 
+/* A listener of an earlier process, as it is in the state; and back. */
+int listener_resume(struct service *service, const json_t *json, char **ret_error);
+json_t *listener_to_json(const struct listener *listener);
+/* The maps are made to agree with the workers, then the program is attached. */
+void service_reconcile(struct service *service);
+
 /* registration.c */
 int registration_new(struct registration **ret, struct service *service, struct client *client,
 	const char *instance, uint32_t n_workers, uint32_t weight, const char **ret_reason);
@@ -196,12 +234,18 @@ void registration_free(struct registration *registration, const char *reason);
 /* The process whose life is the registration's. pidfd is taken over, also on failure. */
 int registration_set_process(struct registration *registration, pid_t pid, int pidfd);
 void registration_ready(struct registration *registration);
-/* Returns how many of its workers began to drain. slot -1: all. */
-unsigned registration_drain(
-	struct registration *registration, int32_t slot, enum protocol_drain_reason reason);
+/* Returns how many of its workers began to drain. slot -1: all. reason: what its client is told,
+ * PROTOCOL_DRAIN_..., 0: nothing. */
+unsigned registration_drain(struct registration *registration, int32_t slot, uint32_t reason);
+/* Its client, if that is still to be told that all its workers drain. */
+void registration_tell_drain(struct registration *registration);
 unsigned registration_undrain(struct registration *registration, int32_t slot);
 /* Looks which sockets are left; may free the registration. */
 void registration_check(struct registration *registration);
+
+json_t *registration_to_json(const struct registration *registration);
+/* client: NULL where its connection has ended. */
+int registration_resume(struct service *service, struct client *client, const json_t *json);
 
 /* adopt.c */
 /*
@@ -212,6 +256,17 @@ int adopt_socket(struct registration *registration, struct listener *listener, i
 	enum protocol_adopt_step step, uint32_t backlog, char *text);
 
 /* client.c */
+/* NULL: it is not to be kept. */
+json_t *client_to_json(const struct client *client);
+struct client *client_next(const struct client *client);
+int client_resume(struct manager *manager, const json_t *json);
+struct client *client_find(struct manager *manager, uint32_t id);
+uint32_t client_id(const struct client *client);
+void client_set_registration(struct client *client, struct registration *registration);
+/* Does again what the earlier process may not have answered; false: that can't be. */
+bool client_repeat(struct client *client, struct state *state);
+/* All that are connected go over to the next program. */
+void clients_keep(struct manager *manager);
 int client_listen(struct manager *manager, int socket);
 struct client *client_free(struct client *client);
 /* The client's registration is gone; it may make another. */

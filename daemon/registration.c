@@ -6,6 +6,9 @@
  * from the socket map, which the kernel does by itself at their last close. A process that has
  * ended while others still hold its sockets (a master killed, its children alive) makes its workers
  * drain: no new connection goes there, and nothing that they still serve is disturbed.
+ *
+ * What is decided is written into the state first, then done: a daemon that dies in between leaves
+ * a state whose next start does it again.
  */
 #include <stdio.h>
 #include <string.h>
@@ -15,6 +18,7 @@
 #include "daemon/group.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
+#include "daemon/store.h"
 
 #define WEIGHT_DEFAULT 100
 #define ADOPT_SETTLE_USEC (5 * USEC_PER_SEC)
@@ -23,6 +27,7 @@ static void set_state(struct worker *worker, enum worker_state state)
 {
 	worker->state = state;
 	worker->since_usec = now_realtime();
+	store_touch(worker->registration->service->manager->store);
 }
 
 /* The slot for the next worker: the service's reserved one, else any. -1: none left. */
@@ -162,7 +167,9 @@ void registration_free(struct registration *registration, const char *reason)
 	*link = registration->next;
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		was_active |= registration->workers[i].state == WORKER_ACTIVE;
+	store_touch(manager->store);
 	if (reason) {
+		store_commit(manager->store);
 		/* First out of the tables, then out of the socket map: no packet falls between. */
 		if (was_active)
 			service_update(service);
@@ -180,7 +187,7 @@ void registration_free(struct registration *registration, const char *reason)
 	if (registration->client)
 		client_forget(registration->client);
 	sd_event_source_disable_unref(registration->exit_source);
-	close_fd(&registration->pidfd);
+	store_drop(manager->store, registration->pidfd_entry, registration->pidfd);
 	free_memory(registration);
 }
 
@@ -190,6 +197,7 @@ static int on_process_exit(sd_event_source *source, int fd, uint32_t events, voi
 	struct service *service = registration->service;
 
 	registration->exited = true;
+	store_touch(service->manager->store);
 	sd_event_source_set_enabled(registration->exit_source, SD_EVENT_OFF);
 	registration_check(registration);
 	/* What a lost worker leaves may include a standby that has to be made again. */
@@ -209,7 +217,9 @@ int registration_set_process(struct registration *registration, pid_t pid, int p
 		return result;
 	}
 	sd_event_source_disable_unref(registration->exit_source);
-	close_fd(&registration->pidfd);
+	store_drop(registration->service->manager->store, registration->pidfd_entry,
+		registration->pidfd);
+	registration->pidfd_entry = 0;
 	registration->exit_source = source;
 	registration->pidfd = pidfd;
 	registration->pid = pid;
@@ -281,11 +291,13 @@ void registration_ready(struct registration *registration)
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		if (registration->workers[i].state == WORKER_JOINING) {
 			set_state(&registration->workers[i], WORKER_ACTIVE);
-			open_slot(&registration->workers[i]);
 			n++;
 		}
 	if (!n)
 		return;
+	store_commit(registration->service->manager->store);
+	for (uint32_t i = 0; i < registration->n_workers; i++)
+		open_slot(&registration->workers[i]);
 	service_update(registration->service);
 	log_registration(registration, EVENT_WORKER_ACTIVE,
 		"%s: instance %s (pid %d, %u slots) active", registration->service->config->name,
@@ -334,6 +346,8 @@ static struct worker *add_worker(
 	worker->granted = true;
 	registration->n_workers++;
 	account->n_slots++;
+	/* Whatever becomes of its socket, it has the slot. */
+	store_commit(manager->store);
 	return worker;
 }
 
@@ -368,6 +382,7 @@ void registration_joined(struct worker *worker, const struct listener *listener)
 
 	worker->present |= 1ULL << listener->index;
 	registration->adopted_usec = now_monotonic();
+	store_touch(registration->service->manager->store);
 	if (!registration->ready)
 		return;
 	if (worker->state == WORKER_JOINING) {
@@ -390,21 +405,38 @@ void registration_drop_worker(struct worker *worker, const struct listener *list
 	worker->present &= ~(1ULL << listener->index);
 	if (worker->present || worker != &registration->workers[registration->n_workers - 1])
 		return;
+	store_touch(registration->service->manager->store);
 	registration->service->manager->slots[worker->slot] = NULL;
 	manager_account(registration->service->manager, registration->uid)->n_slots--;
 	registration->n_workers--;
 }
 
-unsigned registration_drain(
-	struct registration *registration, int32_t slot, enum protocol_drain_reason reason)
+void registration_tell_drain(struct registration *registration)
+{
+	uint32_t reason = registration->drain_untold;
+
+	if (!reason)
+		return;
+	if (registration->client)
+		client_send_drain(registration->client, registration, reason,
+			registration->service->config->drain_timeout_usec);
+	/* Told twice, if the daemon ends before this is written, does no harm. */
+	registration->drain_untold = 0;
+	store_touch(registration->service->manager->store);
+}
+
+unsigned registration_drain(struct registration *registration, int32_t slot, uint32_t reason)
 {
 	struct service *service = registration->service;
 	uint64_t timeout = service->config->drain_timeout_usec;
 	bool idle = registration->max_workers && !registration->n_workers;
 	unsigned n = 0;
+	bool all = true;
 
-	if (slot < 0 && idle && !registration->drained && registration->client)
+	if (slot < 0 && idle && !registration->drained && registration->client && reason)
 		client_send_drain(registration->client, registration, reason, timeout);
+	if (slot < 0 && !registration->drained)
+		store_touch(service->manager->store);
 	registration->drained |= slot < 0;
 	for (uint32_t i = 0; i < registration->n_workers; i++) {
 		struct worker *worker = &registration->workers[i];
@@ -417,15 +449,17 @@ unsigned registration_drain(
 	}
 	if (!n)
 		return 0;
+	for (uint32_t i = 0; i < registration->n_workers; i++)
+		if (registration->workers[i].state != WORKER_DRAINING)
+			all = false; /* the process is told when the last of its workers drains */
+	if (registration->client && all && reason)
+		registration->drain_untold = reason;
+	store_commit(service->manager->store);
 	service_update(service);
 	log_registration(registration, EVENT_WORKER_DRAINING,
 		"%s: instance %s (pid %d, %u slots) draining", service->config->name,
 		registration->instance, (int)registration->pid, n);
-	for (uint32_t i = 0; i < registration->n_workers; i++)
-		if (registration->workers[i].state != WORKER_DRAINING)
-			return n; /* the process is told when the last of its workers drains */
-	if (registration->client)
-		client_send_drain(registration->client, registration, reason, timeout);
+	registration_tell_drain(registration);
 	return n;
 }
 
@@ -444,8 +478,10 @@ unsigned registration_undrain(struct registration *registration, int32_t slot)
 		worker->drain_before_usec = 0;
 		n++;
 	}
-	if (n)
+	if (n) {
+		store_commit(registration->service->manager->store);
 		service_update(registration->service);
+	}
 	return n;
 }
 
@@ -480,6 +516,8 @@ void registration_check(struct registration *registration)
 		registration_free(registration, "its process has ended");
 	else if (registration->exited && service->removed)
 		registration_free(registration, "its process has ended, its service was removed");
+	else if (!any_socket && !registration->client)
+		registration_free(registration, "its sockets and its connection are closed");
 	else if (overdue) {
 		struct client *client = registration->client;
 
@@ -487,4 +525,176 @@ void registration_check(struct registration *registration)
 		if (client)
 			client_goodbye(client, ETIMEDOUT, "the time to drain is over");
 	}
+}
+
+static json_t *worker_to_json(const struct worker *worker)
+{
+	return json_pack("{s:i, s:i, s:i, s:I, s:I, s:b, s:I}", "slot", worker->slot, "weight",
+		worker->weight, "state", worker->state, "since", (json_int_t)worker->since_usec,
+		"drain_before", (json_int_t)worker->drain_before_usec, "granted", worker->granted,
+		"present", (json_int_t)worker->present);
+}
+
+static const struct listener *listener_of_number(const struct service *service, uint32_t number)
+{
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i] && service->listeners[i]->number == number)
+			return service->listeners[i];
+	return NULL;
+}
+
+/* What differs from the listeners' versions of now: workers that were not told of a key yet. */
+static json_t *told_to_json(const struct registration *registration)
+{
+	json_t *json = json_array();
+
+	for (uint32_t k = 0; k < registration->n_granted; k++) {
+		const struct listener *listener =
+			listener_of_number(registration->service, registration->granted[k]);
+
+		for (uint32_t i = 0; listener && i < registration->n_workers; i++) {
+			uint32_t told = registration->told[i * PROTOCOL_LISTENERS_MAX + k];
+
+			if (told != listener->keys_version)
+				json_array_append_new(
+					json, json_pack("[I, I, I]", (json_int_t)i, (json_int_t)k,
+						      (json_int_t)told));
+		}
+	}
+	return json;
+}
+
+/* Those that bring their sockets; null for others. The weight is of workers that are to come. */
+static json_t *adopting_to_json(const struct registration *registration)
+{
+	uint32_t n = registration->max_workers;
+
+	if (!n)
+		return json_null();
+	return json_pack("{s:I, s:i, s:b, s:b, s:I}", "max_workers", (json_int_t)n, "weight",
+		registration->workers[n - 1].weight, "ready", registration->ready, "drained",
+		registration->drained, "adopted", (json_int_t)registration->adopted_usec);
+}
+
+json_t *registration_to_json(const struct registration *registration)
+{
+	json_t *workers = json_array(), *granted = json_array();
+	uint32_t client = registration->client ? client_id(registration->client) : 0;
+
+	for (uint32_t i = 0; i < registration->n_workers; i++)
+		json_array_append_new(workers, worker_to_json(&registration->workers[i]));
+	for (uint32_t i = 0; i < registration->n_granted; i++)
+		json_array_append_new(granted, json_integer(registration->granted[i]));
+	return json_pack("{s:I, s:s, s:I, s:I, s:I, s:b, s:b, s:I, s:I, s:o, s:o, s:o, s:o}", "id",
+		(json_int_t)registration->id, "instance", registration->instance, "uid",
+		(json_int_t)registration->uid, "pid", (json_int_t)registration->pid, "pidfd",
+		(json_int_t)registration->pidfd_entry, "exited", registration->exited, "acked",
+		registration->acked, "client", (json_int_t)client, "drain_untold",
+		(json_int_t)registration->drain_untold, "workers", workers, "granted", granted,
+		"told", told_to_json(registration), "adopting", adopting_to_json(registration));
+}
+
+static uint64_t number_of(const json_t *json, const char *name)
+{
+	return (uint64_t)json_integer_value(json_object_get(json, name));
+}
+
+static void resume_worker(struct registration *registration, uint32_t index, const json_t *json)
+{
+	struct worker *worker = &registration->workers[index];
+
+	worker->registration = registration;
+	worker->slot = (uint16_t)number_of(json, "slot");
+	worker->weight = (uint16_t)number_of(json, "weight");
+	worker->state = (enum worker_state)number_of(json, "state");
+	worker->since_usec = number_of(json, "since");
+	worker->drain_before_usec = number_of(json, "drain_before");
+	worker->granted = json_is_true(json_object_get(json, "granted"));
+	/* Of one that brought it, whatever was written before it was put there. */
+	worker->present = registration->max_workers ? UINT64_MAX : number_of(json, "present");
+	worker->present = look_for_sockets(worker);
+	registration->service->manager->slots[worker->slot] = worker;
+}
+
+static void resume_granted(struct registration *registration, const json_t *json)
+{
+	const json_t *granted = json_object_get(json, "granted");
+	const json_t *told = json_object_get(json, "told"), *entry;
+	size_t i;
+
+	for (; registration->n_granted < json_array_size(granted); registration->n_granted++)
+		registration->granted[registration->n_granted] = (uint32_t)json_integer_value(
+			json_array_get(granted, registration->n_granted));
+	for (uint32_t k = 0; k < registration->n_granted; k++) {
+		const struct listener *listener =
+			listener_of_number(registration->service, registration->granted[k]);
+
+		for (uint32_t w = 0; listener && w < registration->n_workers; w++)
+			registration->told[w * PROTOCOL_LISTENERS_MAX + k] = listener->keys_version;
+	}
+	json_array_foreach(told, i, entry) registration
+		->told[json_integer_value(json_array_get(entry, 0)) * PROTOCOL_LISTENERS_MAX +
+			json_integer_value(json_array_get(entry, 1))] =
+		(uint32_t)json_integer_value(json_array_get(entry, 2));
+}
+
+/* A process that has ended meanwhile has left no pidfd in the store, or one that says so. */
+static int resume_process(struct registration *registration, const json_t *json)
+{
+	struct store *store = registration->service->manager->store;
+	uint32_t entry = (uint32_t)number_of(json, "pidfd");
+	int pidfd = store_take(store, STORE_PIDFD, entry), result;
+
+	registration->pid = (pid_t)number_of(json, "pid");
+	if (pidfd < 0) {
+		registration->exited = true;
+		return 0;
+	}
+	if (registration->exited) {
+		registration->pidfd_entry = entry;
+		registration->pidfd = pidfd;
+		return 0;
+	}
+	result = registration_set_process(registration, registration->pid, pidfd);
+	registration->pidfd_entry = entry;
+	return result;
+}
+
+int registration_resume(struct service *service, struct client *client, const json_t *json)
+{
+	const json_t *workers = json_object_get(json, "workers");
+	const json_t *adopting = json_object_get(json, "adopting");
+	uint32_t n = (uint32_t)json_array_size(workers);
+	uint32_t room = MAX(n, (uint32_t)number_of(adopting, "max_workers"));
+	uint32_t next = service->manager->next_registration;
+	struct registration *registration, **link;
+
+	registration =
+		allocate(service, client, json_string_value(json_object_get(json, "instance")),
+			room, (uint32_t)number_of(adopting, "weight"));
+	if (!registration)
+		return -ENOMEM;
+	service->manager->next_registration = next;
+	registration->max_workers = (uint32_t)number_of(adopting, "max_workers");
+	registration->ready = json_is_true(json_object_get(adopting, "ready"));
+	registration->drained = json_is_true(json_object_get(adopting, "drained"));
+	registration->adopted_usec = number_of(adopting, "adopted");
+	registration->id = (uint32_t)number_of(json, "id");
+	registration->uid = (uid_t)number_of(json, "uid");
+	registration->exited = json_is_true(json_object_get(json, "exited"));
+	registration->acked = json_is_true(json_object_get(json, "acked"));
+	registration->drain_untold = (uint32_t)number_of(json, "drain_untold");
+	registration->n_workers = n;
+	manager_account(service->manager, registration->uid)->n_slots += registration->n_workers;
+	for (uint32_t i = 0; i < n; i++)
+		resume_worker(registration, i, json_array_get(workers, i));
+	resume_granted(registration, json);
+	for (link = &service->registrations; *link; link = &(*link)->next)
+		;
+	*link = registration;
+	if (client) {
+		registration->client = client;
+		client_set_registration(client, registration);
+	}
+	return resume_process(registration, json);
 }

@@ -17,6 +17,7 @@
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
+#include "daemon/store.h"
 
 static bool same_key(const struct keys *a, const struct keys *b, unsigned rotation)
 {
@@ -26,7 +27,6 @@ static bool same_key(const struct keys *a, const struct keys *b, unsigned rotati
 
 static void tell_workers(struct listener *listener)
 {
-	listener->keys_version++;
 	for (struct registration *r = listener->service->registrations; r; r = r->next)
 		if (r->client)
 			client_send_keys(r->client);
@@ -85,6 +85,9 @@ static int rotate(struct listener *listener, char **ret_error)
 					  : "");
 	listener->last_registration[before] = listener->service->manager->next_registration;
 	group_quic_set_keys(listener->group->quic, listener->keys);
+	listener->keys_version++;
+	store_touch(listener->service->manager->store);
+	store_commit(listener->service->manager->store);
 	log_listener(LOG_INFO, EVENT_KEY_ROTATED, listener,
 		"%s: listener %s: key rotated, connection IDs are made under rotation %u from now "
 		"on",
@@ -148,6 +151,7 @@ static void retire(struct listener *listener, uint8_t rotation)
 {
 	int result = keys_retire(listener->keys, rotation);
 
+	store_touch(listener->service->manager->store);
 	group_quic_set_keys(listener->group->quic, listener->keys);
 	log_listener(LOG_INFO, EVENT_KEY_RETIRED, listener,
 		"%s: listener %s: the key of rotation %u is gone with the last worker that had it",
@@ -207,8 +211,10 @@ void listener_commit_keys(struct listener *listener)
 	keys_free(old);
 	for (unsigned i = 0; i < KEYS_MAX; i++)
 		listener->last_registration[i] = listener->service->manager->next_registration;
+	store_touch(listener->service->manager->store);
 	if (current)
 		return;
+	listener->keys_version++;
 	log_listener(LOG_INFO, EVENT_KEY_ROTATED, listener,
 		"%s: listener %s: connection IDs are made under rotation %u from now on",
 		listener->service->config->name, listener->config->name, keys->current);

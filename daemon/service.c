@@ -11,6 +11,8 @@
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
+#include "daemon/state-config.h"
+#include "daemon/store.h"
 
 const char *worker_state_name(enum worker_state state)
 {
@@ -46,6 +48,7 @@ static int open_keys(struct listener *listener, const char *service, char **ret_
 static int listener_new(struct listener **ret, struct service *service, const char *name,
 	struct listener_config *config, char **ret_error)
 {
+	struct group_place place;
 	struct listener *listener;
 	int result;
 
@@ -55,8 +58,9 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 	listener->service = service;
 	listener->config = config;
 	listener->number = service->manager->next_listener++;
-	result = group_new(
-		&listener->group, config, listener->number, service->manager->ring_map, ret_error);
+	place = (struct group_place){
+		listener->number, service->manager->ring_map, service->manager->store};
+	result = group_new(&listener->group, config, &place, ret_error);
 	if (result >= 0 && config->transport == TRANSPORT_QUIC)
 		result = open_keys(listener, name, ret_error);
 	if (result < 0) {
@@ -64,6 +68,96 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 		return result;
 	}
 	*ret = listener;
+	return 0;
+}
+
+json_t *listener_to_json(const struct listener *listener)
+{
+	json_t *last = json_array();
+
+	for (int i = 0; i < KEYS_MAX; i++)
+		json_array_append_new(last, json_integer(listener->last_registration[i]));
+	return json_pack("{s:I, s:I, s:o, s:o, s:o?, s:I, s:o}", "index",
+		(json_int_t)listener->index, "number", (json_int_t)listener->number, "config",
+		listener_config_to_json(listener->config), "group", group_to_json(listener->group),
+		"keys", listener->keys ? keys_to_json(listener->keys) : NULL, "keys_version",
+		(json_int_t)listener->keys_version, "last_registration", last);
+}
+
+/*
+ * The files are ahead of the state where a rotation was under way: workers have the key before it
+ * and are told. Where the files can't be read, the state has all that is needed.
+ */
+static int resume_keys(struct listener *listener, const json_t *json, char **ret_error)
+{
+	struct manager *manager = listener->service->manager;
+	const struct listener_config *config = listener->config;
+	const char *service = listener->service->config->name;
+	const json_t *saved = json_object_get(json, "keys");
+	_cleanup_free_ char *error = NULL;
+	struct keys *before = NULL;
+	int result;
+
+	result = keys_from_json(&before, saved, manager->state_directory, service, config->name);
+	if (manager->state_directory)
+		result = keys_open(&listener->keys, manager->state_directory, service, config->name,
+			config->key_file, &error);
+	if (!listener->keys && before) {
+		if (error)
+			log_warning("%s: listener %s goes on with the keys it has: %s", service,
+				config->name, error);
+		listener->keys = take_pointer(before);
+	}
+	if (!listener->keys) {
+		*ret_error = take_pointer(error);
+		return result < 0 ? result : -EBADMSG;
+	}
+	if (before && before->current != listener->keys->current) {
+		listener->last_registration[before->current] = manager->next_registration;
+		listener->keys_version++;
+	}
+	keys_free(before);
+	group_quic_set_keys(listener->group->quic, listener->keys);
+	return 0;
+}
+
+int listener_resume(struct service *service, const json_t *json, char **ret_error)
+{
+	const json_t *last = json_object_get(json, "last_registration");
+	struct listener *listener = calloc(1, sizeof(*listener));
+	struct group_place place = {
+		.ring = service->manager->ring_map,
+		.store = service->manager->store,
+	};
+	int result;
+
+	if (!listener)
+		return -ENOMEM;
+	listener->service = service;
+	listener->index = (uint32_t)json_integer_value(json_object_get(json, "index"));
+	listener->number = (uint32_t)json_integer_value(json_object_get(json, "number"));
+	listener->keys_version =
+		(uint32_t)json_integer_value(json_object_get(json, "keys_version"));
+	for (size_t i = 0; i < KEYS_MAX; i++)
+		listener->last_registration[i] =
+			(uint32_t)json_integer_value(json_array_get(last, i));
+	place.number = listener->number;
+	result = listener_config_from_json(&listener->config, json_object_get(json, "config"));
+	if (result >= 0) {
+		result = service_config_add_listener(service->config, listener->config);
+		if (result < 0)
+			listener_config_free(listener->config);
+	}
+	if (result >= 0)
+		result = group_resume(&listener->group, listener->config, &place,
+			json_object_get(json, "group"), ret_error);
+	if (result >= 0 && listener->config->transport == TRANSPORT_QUIC)
+		result = resume_keys(listener, json, ret_error);
+	if (result < 0) {
+		listener_free(listener);
+		return result;
+	}
+	service->listeners[listener->index] = listener;
 	return 0;
 }
 
@@ -320,12 +414,47 @@ void service_update(struct service *service)
 {
 	_cleanup_free_ struct maglev_member *members = calloc(SLOT_COUNT, sizeof(*members));
 
+	store_touch(service->manager->store);
 	if (!members || service->removed)
 		return;
 	update_reserved_slot(service);
 	for (size_t i = 0; i < service->n_listeners; i++)
 		if (service->listeners[i])
 			update_listener(service->listeners[i], members);
+}
+
+void service_reconcile(struct service *service)
+{
+	struct manager *manager = service->manager;
+	_cleanup_free_ struct maglev_member *members = calloc(SLOT_COUNT, sizeof(*members));
+	_cleanup_free_ bool *open = calloc(SLOT_COUNT, sizeof(*open));
+	_cleanup_free_ bool *held = calloc(SLOT_COUNT, sizeof(*held));
+
+	if (!members || !open || !held)
+		return;
+	for (size_t i = 0; i < service->n_listeners; i++) {
+		struct listener *listener = service->listeners[i];
+		int result;
+
+		if (!listener)
+			continue;
+		for (uint32_t slot = 0; slot < SLOT_COUNT; slot++) {
+			const struct worker *worker = manager->slots[slot];
+
+			held[slot] = worker && worker->registration->service == service &&
+				     worker->present & 1ULL << i;
+			open[slot] = held[slot] && worker->state != WORKER_JOINING;
+		}
+		group_reconcile(listener->group, listener->config, open, held);
+		result = group_set_members(
+			listener->group, members, collect_members(listener, members));
+		if (result >= 0)
+			result = group_heal(listener->group);
+		if (result < 0)
+			log_warning("%s: listener %s: cannot take the group over: %s; tried again "
+				    "every second",
+				service->config->name, listener->config->name, strerror(-result));
+	}
 }
 
 void service_tick(struct service *service)

@@ -3,6 +3,7 @@
  * The methods of io.reuseport.Control: what runs as JSON, and what an operator may change.
  * The interface file documents them.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "common/util.h"
@@ -10,6 +11,7 @@
 #include "daemon/explain.h"
 #include "daemon/group.h"
 #include "daemon/manager.h"
+#include "daemon/store.h"
 
 #define ERROR_FAILED "io.reuseport.Control.Failed"
 #define ERROR_NO_SERVICE "io.reuseport.Control.NoSuchService"
@@ -251,6 +253,7 @@ static int change_named(void *user_data, const json_t *parameters, const char *r
 
 	if (result < 0)
 		return result;
+	store_commit(((struct manager *)user_data)->store);
 	*ret = json_pack("{s:i}", result_name, (int)n);
 	return 0;
 }
@@ -298,6 +301,22 @@ static int method_reload(
 	return 0;
 }
 
+static int method_reexec(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	struct manager *manager = user_data;
+	int result = manager_reexec(manager, control_caller(manager->control));
+	char *message;
+
+	if (asprintf(&message, "cannot run %s: %s; the daemon goes on as before", manager->program,
+		    strerror(-result)) < 0)
+		return result;
+	*ret_error = ERROR_FAILED;
+	*ret = json_pack("{s:s, s:i}", "message", message, "errno", -result);
+	free(message);
+	return result;
+}
+
 static int method_rotate_keys(
 	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
 {
@@ -337,5 +356,6 @@ const struct control_method manager_methods[] = {
 	{.name = "SetWeight", .changes = true, .handler = method_set_weight},
 	{.name = "RotateKeys", .changes = true, .handler = method_rotate_keys},
 	{.name = "Reload", .changes = true, .handler = method_reload},
+	{.name = "Reexec", .changes = true, .handler = method_reexec},
 	{0},
 };

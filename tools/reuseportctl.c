@@ -50,6 +50,8 @@ static void print_help(void)
 	     "  rotate-keys SERVICE [LISTENER]\n"
 	     "                               Make connection IDs under a new key\n"
 	     "  reload                       Read the configuration again\n"
+	     "  reexec                       Replace the running daemon by the program that is\n"
+	     "                               installed now; workers notice nothing\n"
 	     "  explain --packet HEX [--from ADDRESS:PORT] [--listener SERVICE/LISTENER]\n"
 	     "  explain --cid HEX [--listener SERVICE/LISTENER]\n"
 	     "                               Where a QUIC packet would go now, and why\n\n"
@@ -278,23 +280,34 @@ static int run_rotate_keys(const struct options *options, int argc, char **argv)
 	return CTL_OK;
 }
 
-static int run_reload(const struct options *options, int argc, char **argv)
+/* A call that has no parameters and no answer but that it is done. */
+static int run_plain(const struct options *options, int argc, const char *command,
+	const char *method, const char *what)
 {
 	json_t *reply;
 	int result;
 
 	if (argc || options->instance || options->service)
-		return usage("reload takes no arguments", NULL);
-	result = ctl_call(
-		options->socket, "Reload", json_object(), "reload the configuration", &reply);
+		return usage("no arguments are taken by", command);
+	result = ctl_call(options->socket, method, json_object(), what, &reply);
 	if (result != CTL_OK)
 		return result;
 	if (options->json != JSON_OFF)
 		print_json(options, reply);
 	else
-		puts("reload the configuration: done");
+		printf("%s: done\n", what);
 	json_decref(reply);
 	return CTL_OK;
+}
+
+static int run_reload(const struct options *options, int argc, char **argv)
+{
+	return run_plain(options, argc, "reload", "Reload", "reload the configuration");
+}
+
+static int run_reexec(const struct options *options, int argc, char **argv)
+{
+	return run_plain(options, argc, "reexec", "Reexec", "replace the running program");
 }
 
 static int run_explain(const struct options *options, int argc, char **argv)
@@ -342,6 +355,7 @@ static const struct command commands[] = {
 	{"weight", run_weight},
 	{"rotate-keys", run_rotate_keys},
 	{"reload", run_reload},
+	{"reexec", run_reexec},
 	{"explain", run_explain},
 };
 

@@ -16,6 +16,8 @@
 #include "daemon/client.c"
 #include "daemon/peer.c"
 #include "daemon/registration.c"
+#include "daemon/state.c"
+#include "daemon/store.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -198,9 +200,17 @@ static struct config config = {
 	.max_connections = 10, .max_slots = 30, .max_cids = 1000, .answer_timeout_usec = 1000};
 static struct manager manager = {.config = &config, .services = &service};
 
+static int write_nothing(void *user_data)
+{
+	return 0;
+}
+
 static void make_world(void)
 {
 	service.manager = &manager;
+	if (store_new(&manager.store) < 0 || state_new(&manager.state) < 0)
+		abort();
+	store_set_writer(manager.store, write_nothing, NULL);
 	if (sd_event_new(&manager.event) < 0 || accounts_new(&manager.accounts, manager.event) < 0)
 		abort();
 	for (uint32_t i = 0; i < LISTENERS; i++) {
@@ -303,6 +313,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		size_t n = send_one(pair[1], data, size);
 
 		receive_one(manager.clients);
+		store_commit(manager.store);
 		check_balance();
 		read_answers(pair[1]);
 		data += n;
@@ -322,6 +333,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 				socket_there[k][r->workers[i].slot] = false;
 		registration_check(r);
 	}
+	store_commit(manager.store);
 	check_balance();
 	if (manager_account(&manager, geteuid())->n_connections)
 		abort();

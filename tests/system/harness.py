@@ -233,20 +233,11 @@ class Daemon:
     state: the state directory of an earlier one.
     """
 
-    def __init__(self, arguments, user=USER, state=None):
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="reuseportd-"))
-        self.directory.chmod(0o755)
-        self.runtime = self.directory / "run"
-        self.runtime.mkdir(mode=0o755)
-        shutil.chown(self.runtime, user, user)
-        self.state = pathlib.Path(state or self.directory / "state")  # the daemon makes it
-        self.worker_socket = str(self.runtime / "worker.sock")
-        self.control_socket = str(self.runtime / "control.sock")
+    def __init__(self, arguments, user=USER, state=None, program=REUSEPORTD):
+        self.set_up(user, state)
         self.notify = Notify(self.directory / "notify")
-        self.workers = []
-        self.processes = []
         self.process = Process(
-            [REUSEPORTD, *arguments, "--runtime-directory", self.runtime,
+            [program, *arguments, "--runtime-directory", self.runtime,
              "--state-directory", self.state, "--user", user],
             self.directory / "log", env={**os.environ, "NOTIFY_SOCKET": self.notify.path},
             cwd="/")
@@ -258,6 +249,24 @@ class Daemon:
         except BaseException:
             self.cleanup()
             raise
+
+    def set_up(self, user, state=None):
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="reuseportd-"))
+        self.directory.chmod(0o755)
+        self.runtime = self.directory / "run"
+        self.runtime.mkdir(mode=0o755)
+        shutil.chown(self.runtime, user, user)
+        self.state = pathlib.Path(state or self.directory / "state")  # the daemon makes it
+        self.worker_socket = str(self.runtime / "worker.sock")
+        self.control_socket = str(self.runtime / "control.sock")
+        self.workers = []
+        self.processes = []
+
+    def leave_all(self):
+        for worker in self.workers:
+            worker.abandon()
+        for process in self.processes:
+            process.kill()
 
     @property
     def pid(self):
@@ -333,18 +342,12 @@ class Daemon:
 
     def stop(self):
         """Exit status after SIGTERM."""
-        for worker in self.workers:
-            worker.abandon()
-        for process in self.processes:
-            process.kill()
+        self.leave_all()
         return self.process.stop()
 
     def cleanup(self):
         print(f"\n--- reuseportd {self.pid} said:\n{self.process.output()}--- end")
-        for worker in self.workers:
-            worker.abandon()
-        for process in self.processes:
-            process.kill()
+        self.leave_all()
         if self.process.returncode is None:
             self.process.process.kill()
             self.process.wait()
