@@ -4,13 +4,7 @@ The daemon is replaced, restarted or killed, and nobody notices: not the workers
 and sockets stay, not the clients, whose packets go where they went, not who reads the counters.
 """
 import os
-import pathlib
 import shutil
-import signal
-import socket
-import struct
-import threading
-import time
 
 import pytest
 

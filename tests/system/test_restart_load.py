@@ -3,7 +3,6 @@
 The daemon dies and starts again, many times, at moments that nobody chose, while clients and workers
 go on: nothing is lost, nobody is moved, and every worker is what it was.
 """
-import os
 import random
 import signal
 import socket
@@ -14,6 +13,7 @@ import pytest
 
 import harness
 import quic_packets as quic
+import quic_programs
 import worker_protocol as proto
 from store import StoredDaemon
 
@@ -229,7 +229,7 @@ class Load:
     def check(self):
         """Every worker is there, active, connected, and was told nothing."""
         for worker in self.workers:
-            assert not [w for w in harness.wait_readable([worker.connection.socket], 0)] or \
+            assert not harness.wait_readable([worker.connection.socket], 0) or \
                 self.only_keys(worker)
         for service in SERVICES:
             mine = [w for w in self.workers if w.listeners[0].transport ==
@@ -300,3 +300,74 @@ def test_fifty_restarts_at_random_moments_cost_nothing(stored_daemon, manner):
     listener = daemon.status("web")["listeners"][0]
     assert listener["packets"] >= sum(counts[:2])  # counted since the first start
     assert (listener["dropped"], listener["standby"]) == (0, 0)
+
+
+def test_workers_that_die_while_there_is_no_daemon(stored_daemon):
+    """Their slots are free when it is back, and those of the others are not."""
+    daemon = stored_daemon()
+    stay = [daemon.worker(service="dns", instance=f"stay{i}") for i in range(2)]
+    die = [daemon.worker_process(service="dns", instance=f"die{i}") for i in range(3)]
+    daemon.die()
+    for process in die:
+        process.kill()
+    daemon.start()
+    found = {w["slot"]: w["state"] for w in daemon.status("dns")["workers"]}
+    assert found == {worker.slot: "active" for worker in stay}
+    clients = [harness.udp_client(UDP) for _ in range(50)]
+    for client in clients:
+        client.send(b"x")
+    assert len(harness.receive_datagrams(stay, 50)) == 50
+    harness.close_all(clients)
+
+
+def test_upgrade_to_a_build_with_other_maps(stored_daemon):
+    """
+    Table and counters have another layout there: made anew and filled before the new program has the
+    group. Nobody is moved; the log says that counters begin anew. And back again.
+    """
+    daemon = stored_daemon()
+    load = Load(daemon)
+    builds = (harness.BUILD / "tests" / "reuseportd-other-layout", harness.REUSEPORTD)
+    for i in range(10):
+        harness.poll_until(lambda: daemon.status("dns")["listeners"][0]["packets"] > 20,
+                           "clients are served")
+        daemon.restart(program=builds[i % 2])
+        load.check()
+    counts = load.end()
+    assert min(counts) > 10
+    load.check()
+    assert daemon.output().count("the map of counters is another one in this version") == 10 * 6
+
+
+def test_real_quic_through_twenty_kills(stored_daemon, tmp_path):
+    """Connections of ngtcp2 that begin, wait and move while the daemon is killed again and again."""
+    quic_programs.require_programs()
+    tmp_path.chmod(0o755)
+    certificate = quic_programs.Certificate(tmp_path)
+    daemon = stored_daemon()
+    servers = [quic_programs.QuicServer(certificate, tmp_path / f"server{i}.log", service="quic",
+                                        path=daemon.worker_socket, instance=f"server{i}")
+               for i in range(3)]
+    script = "request,wait,rebind,request:2,wait,request:2"
+    clients = []
+    try:
+        for i in range(20):
+            client = quic_programs.QuicClient(QUIC, "--connections", 30, "--script", script)
+            clients.append(client)
+            daemon.restart()
+            quic_programs.check(client.wait_ready(), connections=30, answered=30)
+            client.go()
+            daemon.restart()
+            quic_programs.check(client.wait_ready(), connections=30, answered=90, rebindings=30)
+            client.go()
+            quic_programs.check(client.finish(), connections=30, requests_sent=150, answered=150,
+                                rebindings=30)
+        states = [(w["state"], w["connected"]) for w in daemon.status("quic")["workers"]]
+        assert states == [("active", True)] * 3
+        assert sum(server.stop()["connections"] for server in servers) == 600
+    finally:
+        for client in clients:
+            client.cleanup()
+        for server in servers:
+            if server.process.returncode is None:
+                server.kill()
