@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-The daemon dies and starts again, many times, at moments that nobody chose, while clients and workers
-go on: nothing is lost, nobody is moved, and every worker is what it was.
+The daemon dies and starts again, many times, at moments that nobody chose, while clients and
+workers go on: nothing is lost, nobody is moved, and every worker is what it was.
 """
 import random
 import signal
@@ -122,8 +122,8 @@ class DatagramTraffic(Traffic):
 
 class Churn(threading.Thread):
     """
-    Workers that come, serve, drain and go, and keys that rotate, whatever the daemon does. One whose
-    connection ends is told by that, and registers anew.
+    Workers that come, serve, drain and go, and keys that rotate, whatever the daemon does. One
+    whose connection ends is told by that, and registers anew.
     """
 
     def __init__(self, daemon, answerer):
@@ -322,8 +322,8 @@ def test_workers_that_die_while_there_is_no_daemon(stored_daemon):
 
 def test_upgrade_to_a_build_with_other_maps(stored_daemon):
     """
-    Table and counters have another layout there: made anew and filled before the new program has the
-    group. Nobody is moved; the log says that counters begin anew. And back again.
+    Table and counters have another layout there: made anew and filled before the new program has
+    the group. Nobody is moved; the log says that counters begin anew. And back again.
     """
     daemon = stored_daemon()
     load = Load(daemon)
@@ -339,8 +339,8 @@ def test_upgrade_to_a_build_with_other_maps(stored_daemon):
     assert daemon.output().count("the map of counters is another one in this version") == 10 * 6
 
 
-def test_real_quic_through_twenty_kills(stored_daemon, tmp_path):
-    """Connections of ngtcp2 that begin, wait and move while the daemon is killed again and again."""
+def test_real_quic_through_forty_kills(stored_daemon, tmp_path):
+    """Connections of ngtcp2 that begin, wait and move while the daemon is killed 40 times."""
     quic_programs.require_programs()
     tmp_path.chmod(0o755)
     certificate = quic_programs.Certificate(tmp_path)

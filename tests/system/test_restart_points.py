@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 The daemon is made to die before and after every system call of what it does (die_at.c), and started
-again with what it had stored. Whatever the moment: what was answered is true, who was not answered is
-told by the end of the connection, and nothing in the kernel belongs to nobody.
+again with what it had stored. Whatever the moment: what was answered is true, who was not answered
+is told by the end of the connection, and nothing in the kernel belongs to nobody.
 """
 import pathlib
 import signal
@@ -36,8 +36,8 @@ def die_at(tmp_path_factory):
 
 class Point:
     """
-    The daemon dies at stop n, unless what is done within the context needs fewer, and is started again
-    at once: clients that wait at its door or on their connections must not wait for ever.
+    The daemon dies at stop n, unless what is done within the context needs fewer, and is started
+    again at once: clients that wait at its door or on their connections must not wait for ever.
     """
 
     def __init__(self, program, daemon, n):
@@ -262,7 +262,7 @@ def test_death_of_a_worker(scene, die_at, first):
 
 @third("reload")
 def test_reload(scene, die_at, configuration, first):
-    """A listener comes or goes. What the files say holds, whether the reload was done or the start."""
+    """A listener comes or goes. What the files say holds, be it by the reload or by the start."""
     extra = "[Listener extra]\nListenStream=127.0.0.1:8081\n"
     wanted = [True]
 
@@ -311,7 +311,7 @@ def test_first_worker_gets_what_waits(stored, configuration, die_at, first):
         while harness.wait_readable([worker.sockets[0]["dns"]], 0):
             came.append(worker.sockets[0]["dns"].recv(100))
         came.sort()
-        assert came == [b"%d" % i for i in range(5)], (died, daemon.status("web")["listeners"][1], worker.slot)
+        assert came == [b"%d" % i for i in range(5)], f"died at stop {died}"
         harness.close_all(accepted + made[0])
         worker.leave()
         harness.poll_until(lambda: not daemon.status("web")["workers"], "nobody is there")

@@ -336,6 +336,43 @@ def test_server_unit_restarts_under_load_without_a_failed_request(machine, tmp_p
         [f"web@{i}" for i in instances]
 
 
+def test_daemon_restarts_under_load_and_its_workers_notice_nothing(machine, tmp_path):
+    """
+    systemctl restart, kill -9, an abort and reexec: workers stay active and connected, no request
+    fails, counters go on, and the store holds no more than at the start.
+    """
+    def workers():
+        return sorted((w["instance"], w["slot"], w["pid"], w["state"], w["connected"])
+                      for w in status(machine)["services"][0]["workers"])
+
+    def stored():
+        return int(machine.show(SERVICE, "NFileDescriptorStore"))
+
+    machine.run("systemctl", "start", SERVICE)
+    start_example(machine, 1, 2)
+    before, n_stored = workers(), stored()
+    assert [(state, connected) for _, _, _, state, connected in before] == [("active", True)] * 2
+    assert n_stored > 10
+    load = Load(machine, tmp_path)
+    for _ in range(5):
+        packets = status(machine)["services"][0]["listeners"][0]["packets"]
+        machine.run("systemctl", "restart", SERVICE)
+        for number in ("-KILL", "-ABRT"):
+            pid = main_pid(machine)
+            machine.run("kill", number, pid)
+            wait_active(machine, pid)
+            assert workers() == before
+        pid = main_pid(machine)
+        machine.run("reuseportctl", "reexec")
+        assert main_pid(machine) == pid
+        assert workers() == before
+        assert status(machine)["services"][0]["listeners"][0]["packets"] > packets
+    answered, failed = load.finish()
+    assert failed == 0
+    assert answered > 500
+    harness.poll_until(lambda: stored() == n_stored, f"{n_stored} descriptors are stored")
+
+
 def test_varlinkctl_introspects_and_calls(machine):
     if not machine.name.endswith("trixie"):
         pytest.skip("varlinkctl comes with systemd 255, Debian 12 has 252")
