@@ -663,6 +663,37 @@ def test_other_system_calls_cost_the_same(daemon, tmp_path):
     assert cheap[0] < cheap[1] + 300
 
 
+def test_another_daemon_in_its_place_goes_on_adopting(daemon, adopt, tmp_path):
+    """reuseportctl reexec: what was adopted stays, what comes is adopted, the predecessor goes."""
+    code = f"""
+        held = [listen(("127.0.0.1", {PORT}))]
+        tell(n=1)
+        while not os.path.exists({str(tmp_path / "go")!r}):
+            select.select([], [], [], 0.01)
+        held += [listen(("127.0.0.1", {PORT + 1})), listen(("127.0.0.1", {PORT}))]
+        tell(n=3)
+        serve(held, %r)
+        """
+    old = adopt("old", code % "old", "--instance", "x")
+    old.told()
+    ask_all = [harness.tcp_client(ADDRESS, b"request %d\n" % i) for i in range(20)]
+    daemon.ctl("reexec")
+    (tmp_path / "go").touch()
+    harness.poll_until(lambda: old.told()["n"] == 3, "it has bound the rest")
+    harness.check_answers(ask_all, b"old")
+    harness.close_all(ask_all)
+    ask(b"old", PORT + 1)
+    assert states(daemon) == [("x", "active"), ("x", "active")]
+    new = adopt("new", code % "new", "--instance", "x")
+    harness.poll_until(lambda: new.told()["n"] == 3, "it has bound everything")
+    assert old.process.wait() == 0
+    ask(b"new")
+    ask(b"new", PORT + 1)
+    daemon.ctl("reexec")
+    ask(b"new")
+    assert states(daemon) == [("x", "active"), ("x", "active")]
+
+
 # Clients that bring what is not theirs to bring.
 
 
