@@ -9,6 +9,7 @@
 #undef INVALID_PARAMETER
 #include "daemon/peer.c"
 #include "daemon/status.c"
+#include "daemon/store.h"
 #include "proto/varlink.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -30,7 +31,7 @@ static struct registration registration = {
 	.instance = "web@1", .workers = &worker, .n_workers = 1, .pid = 1};
 static struct service service = {
 	.config = &service_config, .listeners = listeners, .n_listeners = 1};
-static struct manager manager = {.services = &service};
+static struct manager manager = {.services = &service, .program = "reuseportd"};
 
 void log_entry(
 	int priority, const char *event, const struct log_about *about, const char *format, ...)
@@ -100,6 +101,15 @@ int manager_reload_files(struct manager *m, char **ret_error)
 	return 0;
 }
 
+int manager_reexec(struct manager *m, int caller)
+{
+	return -ENOENT;
+}
+
+void store_commit(struct store *store)
+{
+}
+
 /* The packet is what the call said, whatever that was: read it as the real one does. */
 void explain_packet(struct explanation *e)
 {
@@ -162,6 +172,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			control_new(&control, event, socket(AF_UNIX, SOCK_STREAM, 0),
 				manager_methods, &manager) < 0)
 			abort();
+		manager.control = control;
 	}
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
 		abort();
