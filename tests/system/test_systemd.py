@@ -192,7 +192,8 @@ def test_killed_twenty_times_it_comes_back_each_time(machine):
         pid = main_pid(machine)
         machine.run("kill", "-KILL", pid)
         wait_active(machine, pid)
-    assert machine.show(SERVICE, "NRestarts") == "20"
+    assert machine.show(SERVICE, "NRestarts") == "20", \
+        machine.output("journalctl", "--no-pager", "--unit", SERVICE, "--lines=200")
     assert services(machine) == ["web"]
 
 
@@ -371,6 +372,13 @@ def test_daemon_restarts_under_load_and_its_workers_notice_nothing(machine, tmp_
     assert failed == 0
     assert answered > 500
     harness.poll_until(lambda: stored() == n_stored, f"{n_stored} descriptors are stored")
+
+    # They are still told: a new server of the same name replaces the old one.
+    machine.run("systemctl", "restart", "reuseport-example@1.service")
+    assert [instance for instance, _, _, state, _ in workers() if state == "active"] == ["web@1", "web@2"]
+    # Stopped for good, nothing is kept.
+    machine.run("systemctl", "stop", "reuseport-example@*", *SOCKETS, SERVICE)
+    assert stored() == 0
 
 
 def test_varlinkctl_introspects_and_calls(machine):
