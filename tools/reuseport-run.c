@@ -24,6 +24,7 @@
 #include "tools/run.h"
 
 #define REGISTER_MSEC 30000
+#define DRAIN_MSEC 500
 
 void run_complain(const char *format, ...)
 {
@@ -134,6 +135,17 @@ static void on_start_event(struct run *run)
 
 /* The loop */
 
+/*
+ * Before a signal that ends the server: new connections go elsewhere, or wait. A handshake
+ * that ends in the moment in which the listening socket closes is the one thing that the kernel
+ * does not move (inet_csk_reqsk_queue_add(), Linux 6.18: reset), so none should be under way then.
+ */
+static void stop_newcomers(struct run *run, int signal)
+{
+	if (run->ready_done && (signal == SIGTERM || signal == run->drain_signal))
+		reuseport_drain(run->context, DRAIN_MSEC); /* failed: it is no worse than without */
+}
+
 static void forward_signals(struct run *run)
 {
 	struct signalfd_siginfo info;
@@ -143,6 +155,7 @@ static void forward_signals(struct run *run)
 		 * has got it, the server with it. A second one would be taken for impatience. */
 		if (info.ssi_code == SI_KERNEL && getpgid(run->server_pid) == getpgrp())
 			continue;
+		stop_newcomers(run, (int)info.ssi_signo);
 		server_signal(run, (int)info.ssi_signo);
 	}
 }

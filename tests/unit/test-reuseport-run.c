@@ -491,6 +491,17 @@ static void readiness_may_come_by_time(void **state)
 	"trap 'echo got TERM; exit 9' TERM; echo up; while :; do sleep 0.05; done"
 /* clang-format on */
 
+static void serve_until_terminated(struct fake *d)
+{
+	fake_welcome(d);
+	fake_register(d, 1);
+	fake_receive(d, PROTOCOL_READY);
+	fake_ok(d);
+	fake_receive(d, PROTOCOL_DRAIN); /* of all the signals, TERM alone ends a server */
+	fake_ok(d);
+	fake_receive_end(d);
+}
+
 static void signals_are_the_servers(void **state)
 {
 	static const struct {
@@ -501,7 +512,8 @@ static void signals_are_the_servers(void **state)
 		{SIGTERM, "got TERM\n"}};
 	struct fixture *f = *state;
 
-	launch(f, serve_one, "--service", "web", "--", "/bin/bash", "-c", SERVER, NULL);
+	launch(f, serve_until_terminated, "--service", "web", "--", "/bin/bash", "-c", SERVER,
+		NULL);
 	read_output(f, "up\n");
 	for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
 		assert_int_equal(kill(f->pid, signals[i].signal), 0);
