@@ -634,20 +634,36 @@ void group_settle_standby(struct group *group, const struct listener_config *con
 	}
 }
 
+/* Connections that wait in the TCP standby; 0 when that can't be told. */
+static uint32_t standby_queue(const struct group *group)
+{
+	struct tcp_info info = {0};
+	socklen_t length = sizeof(info);
+
+	/* tcpi_unacked of a listening socket is its accept queue (tcp_get_info, Linux). */
+	if (getsockopt(group->standby, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
+		return 0;
+	return info.tcpi_unacked;
+}
+
+void group_empty_standby(struct group *group, const struct listener_config *config)
+{
+	const struct listener_map *map = group->listener_map;
+
+	if (config->transport != TRANSPORT_TCP || group->standby < 0 ||
+		!map->tables[map->current & 1].n_active || !standby_queue(group))
+		return;
+	group_settle_standby(group, config);
+	store_commit(group->store);
+}
+
 /* How many connections or datagrams have come to the standby since forget_waiting(), in all. */
 static uint64_t standby_arrived(const struct group *group, const struct listener_config *config)
 {
 	uint64_t verdicts[VERDICT_COUNT];
 
-	if (config->transport == TRANSPORT_TCP) {
-		struct tcp_info info = {0};
-		socklen_t length = sizeof(info);
-
-		/* tcpi_unacked of a listening socket is its accept queue (tcp_get_info, Linux). */
-		if (getsockopt(group->standby, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
-			return group->left;
-		return group->left + info.tcpi_unacked;
-	}
+	if (config->transport == TRANSPORT_TCP)
+		return group->left + standby_queue(group);
 	group_read_counters(group, verdicts);
 	return verdicts[VERDICT_STANDBY];
 }

@@ -137,6 +137,9 @@ int group_make_standby(struct group *group, const struct listener_config *config
 	const char **ret_step);
 /* A worker is active: TCP: what waits moves to it. UDP: the lent standby is the worker's now. */
 void group_settle_standby(struct group *group, const struct listener_config *config);
+/* Once a second: nothing waits in the TCP standby while somebody is active. The kernel puts a
+ * connection there by its hash in the moment for which a worker has detached the program. */
+void group_empty_standby(struct group *group, const struct listener_config *config);
 /* Once a second: resets or drops what has waited longer than the listener allows. */
 void group_expire_standby(struct group *group, const struct listener_config *config);
 

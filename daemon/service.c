@@ -466,6 +466,7 @@ void service_tick(struct service *service)
 		if (!listener)
 			continue;
 		group_heal(listener->group);
+		group_empty_standby(listener->group, listener->config);
 		group_expire_standby(listener->group, listener->config);
 		if (service->reserved_slot >= 0 && listener->group->standby < 0 &&
 			!service->manager->slots[service->reserved_slot])

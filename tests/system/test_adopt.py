@@ -617,7 +617,8 @@ def test_server_that_dies_while_it_binds(daemon, adopt):
         serve([s], "one")
         """)
     before, after = one.told()["held"]
-    assert after == before, "descriptors of the launcher"
+    # Before, it may still have had the one by which it starts its server.
+    assert after in (before, before - 1), "descriptors of the launcher"
     assert len(daemon.status("web")["workers"]) == 1
     ask(b"one")
     assert "cannot answer" not in one.process.output()
