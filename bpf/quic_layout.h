@@ -143,6 +143,18 @@ static __always_inline __u64 quic_hash(
 #define QUIC_HASH_PREFIX(length) ((__u64)1 << 56 | (__u64)(length) << 48)
 #define QUIC_HASH_FLOW ((__u64)2 << 56) /* client's address, and its port in the low octets */
 
+#ifndef __bpf__
+/* Of a whole connection ID; of a longer one, of a version that is not known, the beginning. */
+static inline __u64 quic_cid_hash(const struct quic_hash_key *key, const __u8 *cid, __u32 length)
+{
+	__u64 word[3] = {0};
+
+	if (length)
+		__builtin_memcpy(word, cid, length > QUIC_CID_OCTETS ? QUIC_CID_OCTETS : length);
+	return quic_hash(key, word[0], word[1], word[2] | QUIC_HASH_CID(length));
+}
+#endif
+
 /* Of a handshake: hash of the client's address, and of its source connection ID. */
 static __always_inline __u64 quic_hash_handshake(__u64 address, __u64 scid)
 {
