@@ -14,6 +14,8 @@
 
 #include "daemon/account.c"
 #include "daemon/client.c"
+#include "daemon/client-register.c"
+#include "daemon/client-request.c"
 #include "daemon/peer.c"
 #include "daemon/registration.c"
 #include "daemon/state.c"

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A connection on worker.sock, as the files that answer its requests see it: client.c has the
+ * connection itself, client-register.c what leads to sockets and keys, client-request.c the rest.
+ */
+#pragma once
+
+#include "daemon/manager.h"
+#include "daemon/peer.h"
+#include "proto/message.h"
+
+struct client {
+	struct client *next;
+	struct manager *manager;
+	uint32_t id; /* unique in the daemon's life, which is longer than this process's */
+	int socket;
+	uint32_t entry; /* of the socket in the store; 0: it ends with this process */
+	sd_event_source *source;
+	struct peer peer;
+	bool greeted;
+	struct registration *registration;
+	uint32_t granting;           /* worker whose GRANT is unacknowledged, n_workers: none */
+	uint32_t sequence;           /* of the request that GRANTs answer */
+	uint64_t answer_before_usec; /* CLOCK_MONOTONIC, 0: nothing is awaited */
+	bool keys_untold;            /* KEYS_ROTATED waits until it reads */
+	struct account *account;
+	struct turn turn;       /* while its user has to wait, it is not read from */
+	struct message message; /* the one being handled; here because it is large */
+};
+
+/* From now on an answer is awaited: AnswerTimeoutSec=. */
+void client_await_answer(struct client *client);
+int client_send_ok(struct client *client, uint32_t sequence);
+#define client_refuse(client, error, ...) \
+	message_send_error((client)->socket, (client)->message.header.sequence, error, __VA_ARGS__)
+/* What must be there for the next process to go on with this client and its registration. */
+void client_keep(struct client *client, bool here_only);
+/* The listener that the client means by its index in the GRANT; NULL: a reload has closed it. */
+struct listener *client_granted_listener(const struct registration *registration, uint32_t index);
+
+/*
+ * One for each request in client->message. 0: the client was answered. Negative errno: it has
+ * gone or does not read, and is to be freed.
+ */
+int client_handle_register(struct client *client);
+int client_handle_ack(struct client *client);
+int client_handle_registration(struct client *client, uint16_t type);
+int client_handle_cids(struct client *client, uint16_t type);
+int client_handle_adopt(struct client *client);
