@@ -22,6 +22,7 @@
 #include "common/util.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
+#include "daemon/linger.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/privileges.h"
@@ -491,7 +492,8 @@ static int serve(struct manager *manager, sd_event *event, struct options *optio
 	log_entry(LOG_INFO, EVENT_READY, NULL, "reuseportd %s is ready in %s", VERSION,
 		options->runtime_directory);
 	manager_answer_caller(manager);
-	result = sd_event_loop(event);
+	linger_init();
+	result = linger_loop(event);
 	sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
 	return result;
 }

@@ -12,6 +12,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "common/util.h"
+#include "daemon/linger.h"
 #include "daemon/log.h"
 
 #define ENVIRONMENT "REUSEPORTD_DESCRIPTORS"
@@ -474,6 +475,7 @@ int store_exec(struct store *store, const char *program, char **argv)
 	if (setenv(ENVIRONMENT, text, 1) < 0)
 		return -errno;
 	set_cloexec(store, false);
+	linger_stop();
 	execv(program, argv);
 	error = errno;
 	set_cloexec(store, true);
