@@ -213,6 +213,9 @@ static int call_method(struct connection *connection, const struct control_metho
 					? "only root and the group AdminGroup= may change things"
 					: "only root and the groups StatusGroup= and AdminGroup= "
 					  "may read the status"));
+	if (!method->handler)
+		return reply(connection, "org.varlink.service.MethodNotImplemented",
+			json_pack("{s:s}", "method", method->name));
 	connection->control->caller = connection->socket;
 	status = method->handler(control->user_data, parameters, &result, &error);
 	if (status >= 0)
@@ -491,4 +494,13 @@ void control_tick(struct control *control, uint64_t timeout_usec)
 int control_caller(const struct control *control)
 {
 	return control->caller;
+}
+
+unsigned control_count(const struct control *control)
+{
+	unsigned n = 0;
+
+	for (const struct connection *c = control ? control->connections : NULL; c; c = c->next)
+		n++;
+	return n;
 }

@@ -43,5 +43,7 @@ int control_caller(const struct control *control);
 void control_set_max_connections(struct control *control, unsigned max_connections);
 /* From the next connection on, users are slowed and their buffers bounded. NULL: nobody is. */
 void control_set_accounts(struct control *control, struct accounts *accounts);
+/* Connections that there are. NULL: none. */
+unsigned control_count(const struct control *control);
 /* Ends connections that left a call unfinished, or an answer unread, for so long. */
 void control_tick(struct control *control, uint64_t timeout_usec);

@@ -15,6 +15,7 @@
 #include "common/util.h"
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
+#include "daemon/manager.h"
 #include "daemon/privileges.h"
 #include "daemon/sockdiag.h"
 #include "daemon/socket.h"
@@ -543,6 +544,7 @@ int group_set_members(struct group *group, const struct maglev_member *members, 
 		return 0;
 	__atomic_store_n(&map->current, spare, __ATOMIC_RELEASE);
 	group->generation++;
+	group->switched_usec = now_realtime();
 	return 0;
 }
 
@@ -634,8 +636,7 @@ void group_settle_standby(struct group *group, const struct listener_config *con
 	}
 }
 
-/* Connections that wait in the TCP standby; 0 when that can't be told. */
-static uint32_t standby_queue(const struct group *group)
+uint32_t group_standby_queue(const struct group *group)
 {
 	struct tcp_info info = {0};
 	socklen_t length = sizeof(info);
@@ -651,7 +652,7 @@ void group_empty_standby(struct group *group, const struct listener_config *conf
 	const struct listener_map *map = group->listener_map;
 
 	if (config->transport != TRANSPORT_TCP || group->standby < 0 ||
-		!map->tables[map->current & 1].n_active || !standby_queue(group))
+		!map->tables[map->current & 1].n_active || !group_standby_queue(group))
 		return;
 	group_settle_standby(group, config);
 	store_commit(group->store);
@@ -663,7 +664,7 @@ static uint64_t standby_arrived(const struct group *group, const struct listener
 	uint64_t verdicts[VERDICT_COUNT];
 
 	if (config->transport == TRANSPORT_TCP)
-		return group->left + standby_queue(group);
+		return group->left + group_standby_queue(group);
 	group_read_counters(group, verdicts);
 	return verdicts[VERDICT_STANDBY];
 }
@@ -768,11 +769,12 @@ json_t *group_to_json(const struct group *group)
 			json_object_set_new(maps, group_maps[i].name,
 				json_pack("{s:I, s:I}", "entry", (json_int_t)group->map_entry[i],
 					"layout", (json_int_t)group_maps[i].layout));
-	return json_pack("{s:o, s:I, s:I, s:I, s:b, s:I, s:I, s:I}", "maps", maps, "sink",
+	return json_pack("{s:o, s:I, s:I, s:I, s:b, s:I, s:I, s:I, s:I}", "maps", maps, "sink",
 		(json_int_t)group->sink_entry, "standby", (json_int_t)group->standby_entry,
 		"standby_index", (json_int_t)group->standby_index, "standby_lent",
 		group->standby_lent, "left", (json_int_t)group->left, "expired",
-		(json_int_t)group->expired, "generation", (json_int_t)group->generation);
+		(json_int_t)group->expired, "generation", (json_int_t)group->generation, "switched",
+		(json_int_t)group->switched_usec);
 }
 
 static uint64_t saved_number(const json_t *saved, const char *name)
@@ -817,6 +819,7 @@ int group_resume(struct group **ret, const struct listener_config *config,
 	if (!group)
 		return -ENOMEM;
 	group->generation = saved_number(saved, "generation");
+	group->switched_usec = saved_number(saved, "switched");
 	result = load(group, config, place, json_object_get(saved, "maps"));
 	if (result >= 0) {
 		group->sink_entry = (uint32_t)saved_number(saved, "sink");

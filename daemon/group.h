@@ -65,6 +65,7 @@ struct group {
 	uint64_t left;    /* of those that came to the standby: how many are no longer there */
 	uint64_t expired; /* connections or datagrams that waited too long, in all */
 	uint64_t generation;
+	uint64_t switched_usec; /* of the last switch of tables, CLOCK_REALTIME; 0: never */
 	struct store *store;
 	uint32_t map_entry[GROUP_MAPS]; /* in the store; 0: none */
 	bool inherited[GROUP_MAPS];     /* taken over, with what is in it */
@@ -140,6 +141,8 @@ void group_settle_standby(struct group *group, const struct listener_config *con
 /* Once a second: nothing waits in the TCP standby while somebody is active. The kernel puts a
  * connection there by its hash in the moment for which a worker has detached the program. */
 void group_empty_standby(struct group *group, const struct listener_config *config);
+/* Connections that wait in the TCP standby; 0 when that can't be told. */
+uint32_t group_standby_queue(const struct group *group);
 /* Once a second: resets or drops what has waited longer than the listener allows. */
 void group_expire_standby(struct group *group, const struct listener_config *config);
 

@@ -281,5 +281,5 @@ void client_send_keys(struct client *client);
 void client_goodbye(struct client *client, int error, const char *text);
 void clients_tick(struct manager *manager);
 
-/* status.c: methods of io.reuseport.Control; user_data is the manager. */
+/* methods.c: methods of io.reuseport.Control; user_data is the manager. */
 extern const struct control_method manager_methods[];

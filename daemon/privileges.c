@@ -27,13 +27,27 @@ static int set_capabilities(bool adopt)
 	return 0;
 }
 
+static bool is_permitted(cap_t capabilities, cap_value_t capability)
+{
+	cap_flag_value_t granted = CAP_CLEAR;
+
+	return capabilities &&
+	       cap_get_flag(capabilities, capability, CAP_PERMITTED, &granted) == 0 &&
+	       granted == CAP_SET;
+}
+
+bool privileges_may(int capability)
+{
+	_cleanup_(free_capabilities) cap_t capabilities = cap_get_proc();
+
+	return is_permitted(capabilities, capability);
+}
+
 static void set_effective(cap_value_t capability, bool on)
 {
 	_cleanup_(free_capabilities) cap_t capabilities = cap_get_proc();
-	cap_flag_value_t granted = CAP_CLEAR;
 
-	if (!capabilities || cap_get_flag(capabilities, capability, CAP_PERMITTED, &granted) < 0 ||
-		granted != CAP_SET)
+	if (!is_permitted(capabilities, capability))
 		return;
 	if (cap_set_flag(capabilities, CAP_EFFECTIVE, 1, &capability, on ? CAP_SET : CAP_CLEAR) ==
 		0)

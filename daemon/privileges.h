@@ -22,3 +22,6 @@ void privileges_set_perfmon(bool on);
 
 /* CAP_CHOWN, likewise: for the moment in which a socket changes hands. */
 void privileges_set_chown(bool on);
+
+/* Whether a capability (CAP_...) was granted, in effect or not. */
+bool privileges_may(int capability);

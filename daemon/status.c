@@ -1,30 +1,30 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/*
- * The methods of io.reuseport.Control: what runs as JSON, and what an operator may change.
- * The interface file documents them.
+/* What runs, as JSON: Status and the snapshots of Monitor. The interface file documents the fields.
  */
-#include <stdio.h>
+#include "daemon/status.h"
+
+#include <dirent.h>
 #include <string.h>
+#include <sys/capability.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
 
 #include "common/util.h"
 #include "daemon/control.h"
-#include "daemon/explain.h"
 #include "daemon/group.h"
+#include "daemon/group-figures.h"
 #include "daemon/manager.h"
+#include "daemon/privileges.h"
 #include "daemon/store.h"
 
-#define ERROR_FAILED "io.reuseport.Control.Failed"
-#define ERROR_NO_SERVICE "io.reuseport.Control.NoSuchService"
-#define ERROR_NO_WORKER "io.reuseport.Control.NoSuchWorker"
-
-/* NULL: the listener has none that anybody could rotate. */
+/* null: the listener has none that anybody could rotate. */
 static json_t *keys_status(const struct listener *listener)
 {
 	const struct keys *keys = listener->keys;
 	json_t *rotations;
 
 	if (listener->config->cid_mode != CID_QUIC_LB)
-		return NULL;
+		return json_null();
 	rotations = json_array();
 	for (int i = 0; i < KEYS_MAX; i++)
 		if (keys->valid[i])
@@ -33,50 +33,122 @@ static json_t *keys_status(const struct listener *listener)
 		"given", keys->given);
 }
 
+static void set_int(json_t *json, const char *name, uint64_t value)
+{
+	json_object_set_new(json, name, json_integer((json_int_t)value));
+}
+
+static void set_string(json_t *json, const char *name, const char *value)
+{
+	json_object_set_new(json, name, json_string(value));
+}
+
+/* null, where there is none. */
+static void set_fill(json_t *json, const char *name, bool there, const struct fill *fill)
+{
+	json_object_set_new(json, name,
+		there ? json_pack("{s:I, s:I}", "used", (json_int_t)fill->used, "size",
+				(json_int_t)fill->size)
+		      : json_null());
+}
+
+static void set_verdicts(json_t *json, const uint64_t verdicts[VERDICT_COUNT])
+{
+	static const struct {
+		const char *name;
+		enum verdict verdict;
+	} fields[] = {
+		{"by_connection_id", VERDICT_CONNECTION_ID},
+		{"by_flow", VERDICT_FLOW},
+		{"migrated", VERDICT_MIGRATED},
+		{"fallback", VERDICT_FALLBACK},
+		{"standby", VERDICT_STANDBY},
+		{"stray", VERDICT_STRAY},
+		{"dropped", VERDICT_DROPPED},
+		{"invalid", VERDICT_INVALID},
+	};
+	uint64_t packets = 0;
+
+	for (int i = 0; i < VERDICT_COUNT; i++)
+		packets += verdicts[i];
+	set_int(json, "packets", packets);
+	set_int(json, "new_connections", verdicts[VERDICT_LISTENER] + verdicts[VERDICT_FALLBACK]);
+	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
+		set_int(json, fields[i].name, verdicts[fields[i].verdict]);
+}
+
 static json_t *listener_status(const struct listener *listener)
 {
 	const struct group *group = listener->group;
 	const struct listener_config *config = listener->config;
-	uint64_t verdicts[VERDICT_COUNT], packets = 0;
+	const struct listener_map *map = group->listener_map;
+	uint64_t verdicts[VERDICT_COUNT];
+	json_t *json = json_object();
+	struct fill fill = {0};
 
 	group_read_counters(group, verdicts);
-	for (int i = 0; i < VERDICT_COUNT; i++)
-		packets += verdicts[i];
-	return json_pack(
-		"{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-		"s:o?}",
-		"name", config->name, "transport", transport_name(config->transport), "address",
-		config->address_text, "connection_id", cid_mode_name(config->cid_mode), "packets",
-		(json_int_t)packets, "new_connections",
-		(json_int_t)(verdicts[VERDICT_LISTENER] + verdicts[VERDICT_FALLBACK]),
-		"by_connection_id", (json_int_t)verdicts[VERDICT_CONNECTION_ID], "by_flow",
-		(json_int_t)verdicts[VERDICT_FLOW], "migrated",
-		(json_int_t)verdicts[VERDICT_MIGRATED], "fallback",
-		(json_int_t)verdicts[VERDICT_FALLBACK], "standby",
-		(json_int_t)verdicts[VERDICT_STANDBY], "expired", (json_int_t)group->expired,
-		"stray", (json_int_t)verdicts[VERDICT_STRAY], "dropped",
-		(json_int_t)verdicts[VERDICT_DROPPED], "invalid",
-		(json_int_t)verdicts[VERDICT_INVALID], "active",
-		(json_int_t)group->listener_map->tables[group->listener_map->current & 1].n_active,
-		"generation", (json_int_t)group->generation, "keys", keys_status(listener));
+	set_string(json, "name", config->name);
+	set_string(json, "transport", transport_name(config->transport));
+	set_string(json, "address", config->address_text);
+	set_string(json, "connection_id", cid_mode_name(config->cid_mode));
+	set_verdicts(json, verdicts);
+	set_int(json, "expired", group->expired);
+	set_int(json, "active", map->tables[map->current & 1].n_active);
+	set_int(json, "generation", group->generation);
+	set_int(json, "switched", group->switched_usec);
+	set_int(json, "waiting", group_waiting(group, config, verdicts));
+	set_fill(json, "flows", group_flow_fill(group, &fill), &fill);
+	set_fill(json, "connection_ids", group_cid_fill(group, &fill), &fill);
+	set_fill(json, "cookies", group_cookie_fill(group, &fill), &fill);
+	json_object_set_new(json, "keys", keys_status(listener));
+	json_object_set_new(json, "strangers", json_array());
+	return json;
+}
+
+static json_t *socket_status(
+	const struct worker *worker, const struct listener *listener, struct slot_counters *total)
+{
+	struct slot_counters counters = {0};
+	json_t *json = json_object();
+
+	group_read_slot(listener->group, worker->slot, &counters);
+	total->packets += counters.packets;
+	total->new_connections += counters.new_connections;
+	set_string(json, "listener", listener->config->name);
+	set_int(json, "packets", counters.packets);
+	set_int(json, "new_connections", counters.new_connections);
+	json_object_set_new(json, "queue", json_null());
+	json_object_set_new(json, "queue_limit", json_null());
+	json_object_set_new(json, "drops", json_null());
+	return json;
 }
 
 static json_t *worker_status(const struct worker *worker)
 {
 	const struct registration *registration = worker->registration;
 	const struct service *service = registration->service;
-	struct slot_counters counters = {0};
+	json_t *json = json_object(), *sockets = json_array();
+	struct slot_counters total = {0};
 
 	for (size_t i = 0; i < service->n_listeners; i++)
 		if (service->listeners[i] && worker->granted)
-			group_read_slot(service->listeners[i]->group, worker->slot, &counters);
-	return json_pack("{s:i, s:s, s:i, s:I, s:s, s:i, s:I, s:I, s:I, s:b, s:b}", "slot",
-		worker->slot, "instance", registration->instance, "pid", (int)registration->pid,
-		"uid", (json_int_t)registration->uid, "state", worker_state_name(worker->state),
-		"weight", worker->weight, "packets", (json_int_t)counters.packets,
-		"new_connections", (json_int_t)counters.new_connections, "since",
-		(json_int_t)worker->since_usec, "exited", registration->exited, "connected",
-		registration->client != NULL);
+			json_array_append_new(
+				sockets, socket_status(worker, service->listeners[i], &total));
+	set_int(json, "slot", worker->slot);
+	set_string(json, "instance", registration->instance);
+	set_int(json, "pid", (uint64_t)registration->pid);
+	set_int(json, "uid", registration->uid);
+	set_string(json, "state", worker_state_name(worker->state));
+	set_int(json, "weight", worker->weight);
+	set_int(json, "packets", total.packets);
+	set_int(json, "new_connections", total.new_connections);
+	set_int(json, "since", worker->since_usec);
+	json_object_set_new(json, "exited", json_boolean(registration->exited));
+	json_object_set_new(json, "connected", json_boolean(registration->client != NULL));
+	json_object_set_new(json, "stalled", json_false());
+	json_object_set_new(json, "load", json_null());
+	json_object_set_new(json, "sockets", sockets);
+	return json;
 }
 
 static json_t *service_status(const struct service *service)
@@ -103,66 +175,17 @@ static int compare_names(const void *a, const void *b)
 	return strcmp((*left)->config->name, (*right)->config->name);
 }
 
-static const char *string_parameter(const json_t *parameters, const char *name)
+json_t *status_services(struct manager *manager, const char *name)
 {
-	return json_string_value(json_object_get(parameters, name));
-}
-
-/*
- * A parameter of the wrong type must not count as absent: a worker's number given as a string would
- * leave its whole service named.
- */
-static int check_types(const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	static const struct {
-		const char *name;
-		json_type type;
-	} types[] = {{"worker", JSON_INTEGER}, {"instance", JSON_STRING}, {"service", JSON_STRING},
-		{"listener", JSON_STRING}};
-
-	for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
-		const json_t *value = json_object_get(parameters, types[i].name);
-
-		if (!value || json_is_null(value) || json_typeof(value) == types[i].type)
-			continue;
-		*ret_error = "org.varlink.service.InvalidParameter";
-		*ret = json_pack("{s:s}", "parameter", types[i].name);
-		return -EINVAL;
-	}
-	return 0;
-}
-
-static int no_service(const char *name, json_t **ret, const char **ret_error)
-{
-	*ret_error = ERROR_NO_SERVICE;
-	*ret = json_pack("{s:s}", "name", name);
-	return -ENOENT;
-}
-
-static int method_status(
-	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	struct manager *manager = user_data;
-	const char *name = string_parameter(parameters, "service");
 	_cleanup_free_ struct service **sorted = NULL;
-	json_t *services;
+	json_t *services = json_array();
 	size_t n = 0;
-	int result = check_types(parameters, ret, ret_error);
 
-	if (result < 0)
-		return result;
-	services = json_array();
-	if (name && !manager_find_service(manager, name)) {
-		json_decref(services);
-		return no_service(name, ret, ret_error);
-	}
 	for (struct service *s = manager->services; s; s = s->next)
 		n++;
 	sorted = calloc(n + 1, sizeof(*sorted));
-	if (!sorted) {
-		json_decref(services);
-		return -ENOMEM;
-	}
+	if (!sorted)
+		return services;
 	n = 0;
 	for (struct service *s = manager->services; s; s = s->next)
 		if (!name || strcmp(s->config->name, name) == 0)
@@ -170,192 +193,59 @@ static int method_status(
 	qsort(sorted, n, sizeof(*sorted), compare_names);
 	for (size_t i = 0; i < n; i++)
 		json_array_append_new(services, service_status(sorted[i]));
-	*ret = json_pack("{s:{s:s, s:i, s:I, s:I}, s:o}", "daemon", "version", VERSION, "pid",
-		(int)getpid(), "since", (json_int_t)manager->started_usec, "uptime",
-		(json_int_t)(now_realtime() - manager->started_usec), "services", services);
-	return *ret ? 0 : -ENOMEM;
+	return services;
 }
 
-/*
- * Calls change() for each worker that the parameters name: by slot ("worker"), by instance, by
- * service, each narrowing the others. Naming nothing, or nobody, is an error.
- */
-static int for_each_named(struct manager *manager, const json_t *parameters,
-	unsigned (*change)(struct worker *worker, int64_t value), int64_t value, unsigned *ret_n,
-	json_t **ret, const char **ret_error)
+static unsigned count_descriptors(void)
 {
-	const json_t *slot = json_object_get(parameters, "worker");
-	const char *instance = string_parameter(parameters, "instance");
-	const char *service = string_parameter(parameters, "service");
-	unsigned n = 0, found = 0;
-	int result = check_types(parameters, ret, ret_error);
-
-	if (result < 0)
-		return result;
-	if (!json_is_integer(slot) && !instance && !service) {
-		*ret_error = "org.varlink.service.InvalidParameter";
-		*ret = json_pack("{s:s}", "parameter", "worker");
-		return -EINVAL;
-	}
-	if (service && !manager_find_service(manager, service))
-		return no_service(service, ret, ret_error);
-	for (uint32_t i = 0; i < SLOT_COUNT; i++) {
-		struct worker *worker = manager->slots[i];
-
-		if (!worker || (json_is_integer(slot) && json_integer_value(slot) != i) ||
-			(instance && strcmp(worker->registration->instance, instance) != 0) ||
-			(service &&
-				strcmp(worker->registration->service->config->name, service) != 0))
-			continue;
-		found++;
-		n += change(worker, value);
-	}
-	if (!found) {
-		*ret_error = ERROR_NO_WORKER;
-		*ret = json_is_integer(slot)
-			       ? json_pack("{s:o}", "worker",
-					 json_sprintf(
-						 "%" JSON_INTEGER_FORMAT, json_integer_value(slot)))
-			       : json_pack("{s:s}", "worker", instance ? instance : service);
-		return -ENOENT;
-	}
-	*ret_n = n;
-	return 0;
-}
-
-static unsigned change_drain(struct worker *worker, int64_t value)
-{
-	return worker->state == WORKER_JOINING ? 0
-					       : registration_drain(worker->registration,
-							 worker->slot, PROTOCOL_DRAIN_OPERATOR);
-}
-
-static unsigned change_undrain(struct worker *worker, int64_t value)
-{
-	return registration_undrain(worker->registration, worker->slot);
-}
-
-static unsigned change_weight(struct worker *worker, int64_t value)
-{
-	if (worker->weight == value)
-		return 0;
-	worker->weight = (uint16_t)value;
-	service_update(worker->registration->service);
-	return 1;
-}
-
-static int change_named(void *user_data, const json_t *parameters, const char *result_name,
-	unsigned (*change)(struct worker *worker, int64_t value), int64_t value, json_t **ret,
-	const char **ret_error)
-{
-	unsigned n;
-	int result = for_each_named(user_data, parameters, change, value, &n, ret, ret_error);
-
-	if (result < 0)
-		return result;
-	store_commit(((struct manager *)user_data)->store);
-	*ret = json_pack("{s:i}", result_name, (int)n);
-	return 0;
-}
-
-static int method_drain(
-	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	return change_named(user_data, parameters, "drained", change_drain, 0, ret, ret_error);
-}
-
-static int method_undrain(
-	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	return change_named(user_data, parameters, "undrained", change_undrain, 0, ret, ret_error);
-}
-
-static int method_set_weight(
-	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	const json_t *weight = json_object_get(parameters, "weight");
-
-	if (!json_is_integer(weight) || json_integer_value(weight) < 1 ||
-		json_integer_value(weight) > 1000) {
-		*ret_error = "org.varlink.service.InvalidParameter";
-		*ret = json_pack("{s:s}", "parameter", "weight");
-		return -EINVAL;
-	}
-	return change_named(user_data, parameters, "changed", change_weight,
-		json_integer_value(weight), ret, ret_error);
-}
-
-static int method_reload(
-	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	_cleanup_free_ char *error = NULL;
-	int result = manager_reload_files(user_data, &error);
-
-	if (result < 0) {
-		*ret_error = ERROR_FAILED;
-		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
-			"errno", -result);
-		return result;
-	}
-	*ret = json_object();
-	return 0;
-}
-
-static int method_reexec(
-	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	struct manager *manager = user_data;
-	int result = manager_reexec(manager, control_caller(manager->control));
-	char *message;
-
-	if (asprintf(&message, "cannot run %s: %s; the daemon goes on as before", manager->program,
-		    strerror(-result)) < 0)
-		return result;
-	*ret_error = ERROR_FAILED;
-	*ret = json_pack("{s:s, s:i}", "message", message, "errno", -result);
-	free(message);
-	return result;
-}
-
-static int method_rotate_keys(
-	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	const char *name = string_parameter(parameters, "service");
-	const char *listener = string_parameter(parameters, "listener");
-	_cleanup_free_ char *error = NULL;
-	struct service *service;
+	struct stat status;
 	unsigned n = 0;
-	int result = check_types(parameters, ret, ret_error);
+	DIR *directory;
 
-	if (result < 0)
-		return result;
-	if (!name) {
-		*ret_error = "org.varlink.service.InvalidParameter";
-		*ret = json_pack("{s:s}", "parameter", "service");
-		return -EINVAL;
-	}
-	service = manager_find_service(user_data, name);
-	if (!service)
-		return no_service(name, ret, ret_error);
-	result = service_rotate_keys(service, listener, &n, &error);
-	if (result < 0) {
-		*ret_error = ERROR_FAILED;
-		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
-			"errno", -result);
-		return result;
-	}
-	*ret = json_pack("{s:i}", "rotated", (int)n);
-	return 0;
+	/* Linux 6.2 and newer: the number of entries. Before, it is 0. */
+	if (stat("/proc/self/fd", &status) == 0 && status.st_size > 0)
+		return (unsigned)status.st_size;
+	directory = opendir("/proc/self/fd");
+	if (!directory)
+		return 0;
+	while (readdir(directory))
+		n++;
+	closedir(directory);
+	return n < 3 ? 0 : n - 3; /* ".", "..", and the one that reads */
 }
 
-const struct control_method manager_methods[] = {
-	{.name = "Status", .handler = method_status},
-	{.name = "Explain", .handler = explain_method},
-	{.name = "Drain", .changes = true, .handler = method_drain},
-	{.name = "Undrain", .changes = true, .handler = method_undrain},
-	{.name = "SetWeight", .changes = true, .handler = method_set_weight},
-	{.name = "RotateKeys", .changes = true, .handler = method_rotate_keys},
-	{.name = "Reload", .changes = true, .handler = method_reload},
-	{.name = "Reexec", .changes = true, .handler = method_reexec},
-	{0},
-};
+/* What this kernel and these privileges allow. The programs load with "migrate" alone. */
+static json_t *features(const struct manager *manager)
+{
+	json_t *json = json_pack("[s]", "migrate");
+
+	if (store_outlives(manager->store))
+		json_array_append_new(json, json_string("fd-store"));
+	if (privileges_may(CAP_PERFMON))
+		json_array_append_new(json, json_string("perfmon"));
+	if (privileges_may(CAP_NET_ADMIN))
+		json_array_append_new(json, json_string("net-admin"));
+	if (privileges_may(CAP_CHOWN))
+		json_array_append_new(json, json_string("chown"));
+	return json;
+}
+
+json_t *status_daemon(const struct manager *manager)
+{
+	json_t *json = json_object();
+	struct utsname name;
+	unsigned n = 0;
+
+	for (const struct client *c = manager->clients; c; c = client_next(c))
+		n++;
+	set_string(json, "version", VERSION);
+	set_int(json, "pid", (uint64_t)getpid());
+	set_int(json, "since", manager->started_usec);
+	set_int(json, "uptime", now_realtime() - manager->started_usec);
+	set_string(json, "kernel", uname(&name) < 0 ? "" : name.release);
+	json_object_set_new(json, "features", features(manager));
+	set_int(json, "control_clients", control_count(manager->control));
+	set_int(json, "worker_clients", n);
+	set_int(json, "descriptors", count_descriptors());
+	return json;
+}

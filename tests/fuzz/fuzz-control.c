@@ -5,10 +5,11 @@
  */
 #include "daemon/account.c"
 #include "daemon/control.c"
+#include "daemon/group.h"
 #include "daemon/explain-method.c"
+#include "daemon/methods.c"
 #undef INVALID_PARAMETER
 #include "daemon/peer.c"
-#include "daemon/status.c"
 #include "daemon/store.h"
 #include "proto/varlink.c"
 
@@ -38,23 +39,14 @@ void log_entry(
 {
 }
 
-void group_read_counters(const struct group *g, uint64_t verdicts[VERDICT_COUNT])
+json_t *status_daemon(const struct manager *m)
 {
-	memset(verdicts, 0, VERDICT_COUNT * sizeof(*verdicts));
+	return json_object();
 }
 
-void group_read_slot(const struct group *g, uint16_t slot, struct slot_counters *ret)
+json_t *status_services(struct manager *m, const char *name)
 {
-}
-
-const char *transport_name(enum transport transport)
-{
-	return "quic";
-}
-
-const char *cid_mode_name(enum cid_mode mode)
-{
-	return "quic-lb";
+	return json_pack("[{s:s}]", "name", service_config.name);
 }
 
 const char *worker_state_name(enum worker_state state)
@@ -65,11 +57,6 @@ const char *worker_state_name(enum worker_state state)
 struct service *manager_find_service(struct manager *m, const char *name)
 {
 	return strcmp(name, "web") == 0 ? &service : NULL;
-}
-
-uint64_t now_realtime(void)
-{
-	return 1;
 }
 
 unsigned registration_drain(struct registration *r, int32_t slot, enum protocol_drain_reason reason)

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The methods of io.reuseport.Control: what runs (status.c), and what an operator may change. The
+ * interface file documents them.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/util.h"
+#include "daemon/control.h"
+#include "daemon/explain.h"
+#include "daemon/manager.h"
+#include "daemon/status.h"
+#include "daemon/store.h"
+
+#define ERROR_FAILED "io.reuseport.Control.Failed"
+#define ERROR_NO_SERVICE "io.reuseport.Control.NoSuchService"
+#define ERROR_NO_WORKER "io.reuseport.Control.NoSuchWorker"
+
+static const char *string_parameter(const json_t *parameters, const char *name)
+{
+	return json_string_value(json_object_get(parameters, name));
+}
+
+/*
+ * A parameter of the wrong type must not count as absent: a worker's number given as a string would
+ * leave its whole service named.
+ */
+static int check_types(const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	static const struct {
+		const char *name;
+		json_type type;
+	} types[] = {{"worker", JSON_INTEGER}, {"instance", JSON_STRING}, {"service", JSON_STRING},
+		{"listener", JSON_STRING}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
+		const json_t *value = json_object_get(parameters, types[i].name);
+
+		if (!value || json_is_null(value) || json_typeof(value) == types[i].type)
+			continue;
+		*ret_error = "org.varlink.service.InvalidParameter";
+		*ret = json_pack("{s:s}", "parameter", types[i].name);
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int no_service(const char *name, json_t **ret, const char **ret_error)
+{
+	*ret_error = ERROR_NO_SERVICE;
+	*ret = json_pack("{s:s}", "name", name);
+	return -ENOENT;
+}
+
+static int method_status(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	struct manager *manager = user_data;
+	const char *name = string_parameter(parameters, "service");
+	int result = check_types(parameters, ret, ret_error);
+
+	if (result < 0)
+		return result;
+	if (name && !manager_find_service(manager, name))
+		return no_service(name, ret, ret_error);
+	*ret = json_pack("{s:o, s:o}", "daemon", status_daemon(manager), "services",
+		status_services(manager, name));
+	return *ret ? 0 : -ENOMEM;
+}
+
+/*
+ * Calls change() for each worker that the parameters name: by slot ("worker"), by instance, by
+ * service, each narrowing the others. Naming nothing, or nobody, is an error.
+ */
+static int for_each_named(struct manager *manager, const json_t *parameters,
+	unsigned (*change)(struct worker *worker, int64_t value), int64_t value, unsigned *ret_n,
+	json_t **ret, const char **ret_error)
+{
+	const json_t *slot = json_object_get(parameters, "worker");
+	const char *instance = string_parameter(parameters, "instance");
+	const char *service = string_parameter(parameters, "service");
+	unsigned n = 0, found = 0;
+	int result = check_types(parameters, ret, ret_error);
+
+	if (result < 0)
+		return result;
+	if (!json_is_integer(slot) && !instance && !service) {
+		*ret_error = "org.varlink.service.InvalidParameter";
+		*ret = json_pack("{s:s}", "parameter", "worker");
+		return -EINVAL;
+	}
+	if (service && !manager_find_service(manager, service))
+		return no_service(service, ret, ret_error);
+	for (uint32_t i = 0; i < SLOT_COUNT; i++) {
+		struct worker *worker = manager->slots[i];
+
+		if (!worker || (json_is_integer(slot) && json_integer_value(slot) != i) ||
+			(instance && strcmp(worker->registration->instance, instance) != 0) ||
+			(service &&
+				strcmp(worker->registration->service->config->name, service) != 0))
+			continue;
+		found++;
+		n += change(worker, value);
+	}
+	if (!found) {
+		*ret_error = ERROR_NO_WORKER;
+		*ret = json_is_integer(slot)
+			       ? json_pack("{s:o}", "worker",
+					 json_sprintf(
+						 "%" JSON_INTEGER_FORMAT, json_integer_value(slot)))
+			       : json_pack("{s:s}", "worker", instance ? instance : service);
+		return -ENOENT;
+	}
+	*ret_n = n;
+	return 0;
+}
+
+static unsigned change_drain(struct worker *worker, int64_t value)
+{
+	return worker->state == WORKER_JOINING ? 0
+					       : registration_drain(worker->registration,
+							 worker->slot, PROTOCOL_DRAIN_OPERATOR);
+}
+
+static unsigned change_undrain(struct worker *worker, int64_t value)
+{
+	return registration_undrain(worker->registration, worker->slot);
+}
+
+static unsigned change_weight(struct worker *worker, int64_t value)
+{
+	if (worker->weight == value)
+		return 0;
+	worker->weight = (uint16_t)value;
+	service_update(worker->registration->service);
+	return 1;
+}
+
+static int change_named(void *user_data, const json_t *parameters, const char *result_name,
+	unsigned (*change)(struct worker *worker, int64_t value), int64_t value, json_t **ret,
+	const char **ret_error)
+{
+	unsigned n;
+	int result = for_each_named(user_data, parameters, change, value, &n, ret, ret_error);
+
+	if (result < 0)
+		return result;
+	store_commit(((struct manager *)user_data)->store);
+	*ret = json_pack("{s:i}", result_name, (int)n);
+	return 0;
+}
+
+static int method_drain(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	return change_named(user_data, parameters, "drained", change_drain, 0, ret, ret_error);
+}
+
+static int method_undrain(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	return change_named(user_data, parameters, "undrained", change_undrain, 0, ret, ret_error);
+}
+
+static int method_set_weight(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	const json_t *weight = json_object_get(parameters, "weight");
+
+	if (!json_is_integer(weight) || json_integer_value(weight) < 1 ||
+		json_integer_value(weight) > 1000) {
+		*ret_error = "org.varlink.service.InvalidParameter";
+		*ret = json_pack("{s:s}", "parameter", "weight");
+		return -EINVAL;
+	}
+	return change_named(user_data, parameters, "changed", change_weight,
+		json_integer_value(weight), ret, ret_error);
+}
+
+static int method_reload(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	_cleanup_free_ char *error = NULL;
+	int result = manager_reload_files(user_data, &error);
+
+	if (result < 0) {
+		*ret_error = ERROR_FAILED;
+		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
+			"errno", -result);
+		return result;
+	}
+	*ret = json_object();
+	return 0;
+}
+
+static int method_reexec(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	struct manager *manager = user_data;
+	int result = manager_reexec(manager, control_caller(manager->control));
+	char *message;
+
+	if (asprintf(&message, "cannot run %s: %s; the daemon goes on as before", manager->program,
+		    strerror(-result)) < 0)
+		return result;
+	*ret_error = ERROR_FAILED;
+	*ret = json_pack("{s:s, s:i}", "message", message, "errno", -result);
+	free(message);
+	return result;
+}
+
+static int method_rotate_keys(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	const char *name = string_parameter(parameters, "service");
+	const char *listener = string_parameter(parameters, "listener");
+	_cleanup_free_ char *error = NULL;
+	struct service *service;
+	unsigned n = 0;
+	int result = check_types(parameters, ret, ret_error);
+
+	if (result < 0)
+		return result;
+	if (!name) {
+		*ret_error = "org.varlink.service.InvalidParameter";
+		*ret = json_pack("{s:s}", "parameter", "service");
+		return -EINVAL;
+	}
+	service = manager_find_service(user_data, name);
+	if (!service)
+		return no_service(name, ret, ret_error);
+	result = service_rotate_keys(service, listener, &n, &error);
+	if (result < 0) {
+		*ret_error = ERROR_FAILED;
+		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
+			"errno", -result);
+		return result;
+	}
+	*ret = json_pack("{s:i}", "rotated", (int)n);
+	return 0;
+}
+
+const struct control_method manager_methods[] = {
+	{.name = "Status", .handler = method_status},
+	{.name = "Monitor"},
+	{.name = "Explain", .handler = explain_method},
+	{.name = "Drain", .changes = true, .handler = method_drain},
+	{.name = "Undrain", .changes = true, .handler = method_undrain},
+	{.name = "SetWeight", .changes = true, .handler = method_set_weight},
+	{.name = "Kick", .changes = true},
+	{.name = "RotateKeys", .changes = true, .handler = method_rotate_keys},
+	{.name = "Reload", .changes = true, .handler = method_reload},
+	{.name = "Reexec", .changes = true, .handler = method_reexec},
+	{0},
+};
