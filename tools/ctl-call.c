@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * One Varlink call, from connect() to the exit status. The daemon answers at once, so whoever waits
- * longer than the deadline waits for a daemon that hangs, and is told so.
+ * A Varlink call, from connect() to the exit status: whole, or in parts for those who must not
+ * stand still meanwhile. The daemon answers at once, so whoever waits longer than the deadline
+ * waits for a daemon that hangs, and is told so.
  */
 #include "tools/ctl.h"
 
@@ -12,35 +13,13 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
-#include <time.h>
 
-#include "common/util.h"
-#include "proto/varlink.h"
+#include "tools/ctl-field.h"
 
 #define INTERFACE "io.reuseport.Control"
 #define VARLINK "org.varlink.service"
 #define DEADLINE_SEC 90
 #define REPLY_OCTETS (64 * 1024 * 1024)
-
-void ctl_error(const char *format, ...)
-{
-	va_list arguments;
-
-	fflush(stdout);
-	fputs("reuseportctl: ", stderr);
-	va_start(arguments, format);
-	vfprintf(stderr, format, arguments);
-	va_end(arguments);
-	fputc('\n', stderr);
-}
-
-static int64_t now_msec(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 static const char *advice(int error)
 {
@@ -59,21 +38,34 @@ static const char *advice(int error)
 	}
 }
 
-static int connect_to(const char *path, const char *what, int *ret)
+_printf_(1, 2) static char *sentence(const char *format, ...)
 {
-	const struct timeval deadline = {.tv_sec = DEADLINE_SEC};
+	char *text = NULL;
+	va_list arguments;
+	int n;
+
+	va_start(arguments, format);
+	n = vasprintf(&text, format, arguments);
+	va_end(arguments);
+	return n < 0 ? NULL : text;
+}
+
+static int connect_to(const char *path, int wait_msec, const char *what, int *ret, char **ret_error)
+{
+	const struct timeval deadline = {
+		.tv_sec = wait_msec / 1000, .tv_usec = wait_msec % 1000 * 1000};
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	_cleanup_close_ int fd = -1;
 
 	if (!*path || strlen(path) >= sizeof(address.sun_path)) {
-		ctl_error("cannot %s: \"%s\" cannot be a Unix socket (1 to %zu octets)", what, path,
-			sizeof(address.sun_path) - 1);
+		*ret_error = sentence("cannot %s: \"%s\" cannot be a Unix socket (1 to %zu octets)",
+			what, path, sizeof(address.sun_path) - 1);
 		return CTL_USAGE;
 	}
 	memcpy(address.sun_path, path, strlen(path) + 1);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0) {
-		ctl_error("cannot %s: cannot make a socket: %s", what, strerror(errno));
+		*ret_error = sentence("cannot %s: cannot make a socket: %s", what, strerror(errno));
 		return CTL_FAILED;
 	}
 	/* Bounds connect(2) and send(2), unix(7). */
@@ -81,8 +73,8 @@ static int connect_to(const char *path, const char *what, int *ret)
 	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
 		int error = errno;
 
-		ctl_error("cannot %s: cannot connect to reuseportd at %s: %s%s", what, path,
-			strerror(error), advice(error));
+		*ret_error = sentence("cannot %s: cannot connect to reuseportd at %s: %s%s", what,
+			path, strerror(error), advice(error));
 		return error == EACCES || error == EPERM ? CTL_DENIED : CTL_UNREACHABLE;
 	}
 	*ret = take_fd(&fd);
@@ -108,45 +100,47 @@ static int send_call(int fd, const json_t *call)
 	return 0;
 }
 
-/* Negative errno: -ETIMEDOUT, -ECONNRESET when the daemon hung up, -EBADMSG, of recv(2). */
-static int receive_reply(int fd, json_t **ret)
+void ctl_end(struct ctl_connection *connection)
 {
-	_cleanup_(varlink_done) struct varlink_buffer buffer = {0};
-	int64_t end = now_msec() + DEADLINE_SEC * 1000;
+	close_fd(&connection->fd);
+	varlink_done(&connection->received);
+	connection->received = (struct varlink_buffer){0};
+}
 
+int ctl_next(struct ctl_connection *connection, json_t **ret)
+{
 	for (;;) {
-		struct pollfd wait = {.fd = fd, .events = POLLIN};
-		int64_t left = end - now_msec();
-		int result = varlink_next(&buffer, ret, NULL);
+		int result = varlink_next(&connection->received, ret, NULL);
 
 		if (result)
-			return result < 0 ? result : 0;
-		if (left <= 0)
-			return -ETIMEDOUT;
-		if (poll(&wait, 1, (int)left) < 0 && errno != EINTR)
-			return -errno;
-		result = varlink_fill(&buffer, fd, REPLY_OCTETS);
+			return result;
+		result = varlink_fill(&connection->received, connection->fd, REPLY_OCTETS);
 		if (result == 0)
 			return -ECONNRESET;
-		if (result < 0 && result != -EAGAIN)
+		if (result == -EAGAIN)
+			return 0;
+		if (result < 0)
 			return result;
 	}
 }
 
-static int tell_lost(const char *path, const char *what, int error)
+int ctl_lost(const char *path, const char *what, int error, char **ret_error)
 {
 	if (error == -ETIMEDOUT || error == -EAGAIN)
-		ctl_error("cannot %s: reuseportd at %s did not answer within %d seconds (it hangs "
-			  "or is stopped)",
+		*ret_error = sentence(
+			"cannot %s: reuseportd at %s did not answer within %d seconds (it hangs "
+			"or is stopped)",
 			what, path, DEADLINE_SEC);
 	else if (error == -ECONNRESET || error == -EPIPE)
-		ctl_error("cannot %s: reuseportd at %s closed the connection without an answer "
-			  "(too many connections of this user, or it ended; see its log)",
+		*ret_error = sentence(
+			"cannot %s: reuseportd at %s closed the connection without an answer "
+			"(too many connections of this user, or it ended; see its log)",
 			what, path);
 	else if (error == -EBADMSG)
-		ctl_error("cannot %s: what answers at %s does not speak Varlink", what, path);
+		*ret_error = sentence(
+			"cannot %s: what answers at %s does not speak Varlink", what, path);
 	else
-		ctl_error(
+		*ret_error = sentence(
 			"cannot %s: talking to reuseportd at %s: %s", what, path, strerror(-error));
 	return CTL_UNREACHABLE;
 }
@@ -158,68 +152,123 @@ static const char *text_of(const json_t *parameters, const char *key)
 	return text ? text : "no reason given";
 }
 
-static int tell_error(
-	const char *path, const char *what, const char *error, const json_t *parameters)
+static int judge_error(const char *path, const char *what, const char *error,
+	const json_t *parameters, char **ret_error)
 {
 	if (strcmp(error, INTERFACE ".PermissionDenied") == 0) {
-		ctl_error("cannot %s: reuseportd at %s denies it: %s", what, path,
+		*ret_error = sentence("cannot %s: reuseportd at %s denies it: %s", what, path,
 			text_of(parameters, "message"));
 		return CTL_DENIED;
 	}
 	if (strcmp(error, INTERFACE ".Failed") == 0)
-		ctl_error("cannot %s: %s", what, text_of(parameters, "message"));
+		*ret_error = sentence("cannot %s: %s", what, text_of(parameters, "message"));
 	else if (strcmp(error, INTERFACE ".NoSuchWorker") == 0)
-		ctl_error(
+		*ret_error = sentence(
 			"cannot %s: reuseportd has no such worker (reuseportctl status lists them)",
 			what);
 	else if (strcmp(error, INTERFACE ".NoSuchService") == 0)
-		ctl_error(
+		*ret_error = sentence(
 			"cannot %s: reuseportd has no service \"%s\" (reuseportctl status lists them)",
 			what, text_of(parameters, "name"));
 	else if (strcmp(error, VARLINK ".InvalidParameter") == 0)
-		ctl_error("cannot %s: reuseportd at %s does not take this value for \"%s\"", what,
-			path, text_of(parameters, "parameter"));
+		*ret_error =
+			sentence("cannot %s: reuseportd at %s does not take this value for \"%s\"",
+				what, path, text_of(parameters, "parameter"));
 	else if (strncmp(error, VARLINK ".", strlen(VARLINK) + 1) == 0)
-		ctl_error("cannot %s: the daemon at %s does not know how (%s): is it older than "
-			  "reuseportctl " VERSION "?",
+		*ret_error = sentence(
+			"cannot %s: the daemon at %s does not know how (%s): is it older than "
+			"reuseportctl " VERSION "?",
 			what, path, error);
 	else
-		ctl_error("cannot %s: reuseportd at %s answered %s", what, path, error);
+		*ret_error = sentence("cannot %s: reuseportd at %s answered %s", what, path, error);
 	return CTL_FAILED;
+}
+
+int ctl_judge(
+	const char *path, const char *what, const json_t *message, json_t **ret, char **ret_error)
+{
+	const char *error = json_string_value(json_object_get(message, "error"));
+	json_t *parameters = json_object_get(message, "parameters");
+
+	if (error)
+		return judge_error(path, what, error, parameters, ret_error);
+	*ret = json_is_object(parameters) ? json_incref(parameters) : json_object();
+	return CTL_OK;
+}
+
+int ctl_begin(const char *path, const char *method, json_t *parameters, bool more, int wait_msec,
+	const char *what, struct ctl_connection *ret, char **ret_error)
+{
+	json_t *call =
+		json_pack("{s:s+, s:o}", "method", INTERFACE ".", method, "parameters", parameters);
+	int result;
+
+	*ret = (struct ctl_connection)CTL_CONNECTION_INIT;
+	if (!call || (more && json_object_set_new(call, "more", json_true()) < 0)) {
+		json_decref(call);
+		*ret_error = sentence("cannot %s: not text in UTF-8, or out of memory", what);
+		return CTL_FAILED;
+	}
+	result = connect_to(path, wait_msec, what, &ret->fd, ret_error);
+	if (result == CTL_OK) {
+		int error = send_call(ret->fd, call);
+
+		if (error < 0) {
+			result = ctl_lost(path, what, error, ret_error);
+			ctl_end(ret);
+		}
+	}
+	json_decref(call);
+	return result;
+}
+
+/* 1, -ETIMEDOUT, or as ctl_next(). */
+static int wait_reply(struct ctl_connection *connection, json_t **ret)
+{
+	int64_t end = ctl_now_msec() + DEADLINE_SEC * 1000;
+
+	for (;;) {
+		struct pollfd wait = {.fd = connection->fd, .events = POLLIN};
+		int64_t left = end - ctl_now_msec();
+		int result = ctl_next(connection, ret);
+
+		if (result)
+			return result;
+		if (left <= 0)
+			return -ETIMEDOUT;
+		if (poll(&wait, 1, (int)left) < 0 && errno != EINTR)
+			return -errno;
+	}
 }
 
 int ctl_call(
 	const char *path, const char *method, json_t *parameters, const char *what, json_t **ret)
 {
-	_cleanup_close_ int fd = -1;
-	json_t *call, *reply = NULL;
-	const char *error;
-	int result;
+	_cleanup_(ctl_end) struct ctl_connection connection;
+	_cleanup_free_ char *error = NULL;
+	json_t *reply = NULL;
+	int result = ctl_begin(
+		path, method, parameters, false, DEADLINE_SEC * 1000, what, &connection, &error);
 
-	call = json_pack("{s:s+, s:o}", "method", INTERFACE ".", method, "parameters", parameters);
-	if (!call) {
-		ctl_error("cannot %s: not text in UTF-8, or out of memory", what);
-		return CTL_FAILED;
-	}
-	result = connect_to(path, what, &fd);
-	if (result != CTL_OK) {
-		json_decref(call);
-		return result;
-	}
-	result = send_call(fd, call);
-	json_decref(call);
-	if (result >= 0)
-		result = receive_reply(fd, &reply);
-	if (result < 0)
-		return tell_lost(path, what, result);
+	if (result == CTL_OK) {
+		int received = wait_reply(&connection, &reply);
 
-	error = json_string_value(json_object_get(reply, "error"));
-	parameters = json_object_get(reply, "parameters");
-	result = CTL_OK;
-	if (error)
-		result = tell_error(path, what, error, parameters);
-	else
-		*ret = json_is_object(parameters) ? json_incref(parameters) : json_object();
-	json_decref(reply);
+		result = received < 0 ? ctl_lost(path, what, received, &error)
+				      : ctl_judge(path, what, reply, ret, &error);
+		json_decref(reply);
+	}
+	if (result != CTL_OK)
+		ctl_error("%s", error ? error : "out of memory");
 	return result;
+}
+
+int ctl_call_status(const struct ctl *ctl, const char *service, json_t **ret)
+{
+	json_t *parameters = json_object();
+
+	if (service && json_object_set_new(parameters, "service", json_string(service)) < 0) {
+		json_decref(parameters);
+		return ctl_usage("a service's name is text in UTF-8", NULL);
+	}
+	return ctl_call(ctl->socket, "Status", parameters, "show the status", ret);
 }

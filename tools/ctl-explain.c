@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Explain for people: what the packet is, who gets it, and why, a line each.
+ * explain: what a packet is, who gets it, and why, a line each. With --offline the packet alone is
+ * asked, not the daemon: offline.c.
  */
-#include "tools/ctl.h"
+#include "tools/ctl-explain.h"
 
 #include <stdio.h>
 #include <string.h>
 
+#include "tools/ctl-field.h"
+
+/* "" when there is no text. */
 static const char *text_of(const json_t *reply, const char *key)
 {
-	const char *text = json_string_value(json_object_get(reply, key));
-
-	return !text ? "" : ctl_is_plain(text) ? text : "?";
+	return ctl_has(reply, key) ? ctl_plain(reply, key) : "";
 }
 
 static void print_packet(const json_t *reply)
@@ -54,4 +56,49 @@ int ctl_print_explanation(const json_t *reply)
 	print_target(reply);
 	printf("\nby %s: %s\n", text_of(reply, "step"), text_of(reply, "reason"));
 	return CTL_OK;
+}
+
+/* The parameters of the call; NULL after a message. */
+static json_t *make_parameters(const struct ctl *ctl)
+{
+	const char *packet = ctl_get(ctl, OPTION_PACKET), *cid = ctl_get(ctl, OPTION_CID);
+	const char *from = ctl_get(ctl, OPTION_FROM), *listener = ctl_get(ctl, OPTION_LISTENER);
+	const char *slash = listener ? strchr(listener, '/') : NULL;
+	json_t *parameters;
+
+	if (!packet == !cid)
+		return ctl_usage("explain needs one of --packet HEX and --cid HEX", NULL), NULL;
+	if (listener && (!slash || slash == listener || !slash[1]))
+		return ctl_usage("--listener is SERVICE/LISTENER, not", listener), NULL;
+	parameters = json_object();
+	if (slash) {
+		json_object_set_new(
+			parameters, "service", json_stringn(listener, (size_t)(slash - listener)));
+		json_object_set_new(parameters, "listener", json_string(slash + 1));
+	}
+	if (packet)
+		json_object_set_new(parameters, "packet", json_string(packet));
+	if (cid)
+		json_object_set_new(parameters, "cid", json_string(cid));
+	if (from)
+		json_object_set_new(parameters, "from", json_string(from));
+	return parameters;
+}
+
+int ctl_run_explain(const struct ctl *ctl, int argc, char **argv)
+{
+	json_t *parameters = make_parameters(ctl), *reply;
+	int result;
+
+	if (!parameters)
+		return CTL_USAGE;
+	result = ctl_call(ctl->socket, "Explain", parameters, "explain this packet", &reply);
+	if (result != CTL_OK)
+		return result;
+	if (ctl->json != CTL_JSON_OFF)
+		ctl_print_json(ctl, reply);
+	else
+		result = ctl_print_explanation(reply);
+	json_decref(reply);
+	return result;
 }

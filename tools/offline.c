@@ -3,8 +3,8 @@
  * Answers about packets and connection IDs without a daemon, for tests, for people with a packet
  * capture, and for checking that a balancer in front reads our IDs as we do. Always JSON on stdout.
  */
+#include <assert.h>
 #include <errno.h>
-#include <getopt.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,55 +25,12 @@
 #define DATAGRAM_MAX 65535
 /* Where a short header's connection ID length is not given: that of the reference corpus. */
 #define SHORT_DCID_LENGTH 8
-#define INITIALS_MAX FLOW_PACKETS_MAX
+static_assert(INITIALS_MAX == FLOW_PACKETS_MAX, "a flow has room for all that may be given");
 
-enum {
-	OPTION_OFFLINE = 0x100,
-	OPTION_PACKET,
-	OPTION_CID,
-	OPTION_INITIAL,
-	OPTION_CID_LENGTH,
-	OPTION_CONFIG_ROTATION,
-	OPTION_SERVER_ID_LENGTH,
-	OPTION_NONCE_LENGTH,
-	OPTION_SERVER_ID,
-	OPTION_NONCE,
-	OPTION_KEY,
-	OPTION_NO_LENGTH,
-	OPTION_END,
-};
-
-#define N_OPTIONS (OPTION_END - OPTION_OFFLINE)
-
-static const struct option explain_options[] = {
-	{"offline", no_argument, NULL, OPTION_OFFLINE},
-	{"packet", required_argument, NULL, OPTION_PACKET},
-	{"cid", required_argument, NULL, OPTION_CID},
-	{"initial", required_argument, NULL, OPTION_INITIAL},
-	{"cid-length", required_argument, NULL, OPTION_CID_LENGTH},
-	{"config-rotation", required_argument, NULL, OPTION_CONFIG_ROTATION},
-	{"server-id-length", required_argument, NULL, OPTION_SERVER_ID_LENGTH},
-	{"nonce-length", required_argument, NULL, OPTION_NONCE_LENGTH},
-	{"key", required_argument, NULL, OPTION_KEY},
-	{},
-};
-
-static const struct option make_cid_options[] = {
-	{"config-rotation", required_argument, NULL, OPTION_CONFIG_ROTATION},
-	{"server-id", required_argument, NULL, OPTION_SERVER_ID},
-	{"nonce", required_argument, NULL, OPTION_NONCE},
-	{"key", required_argument, NULL, OPTION_KEY},
-	{"no-length", no_argument, NULL, OPTION_NO_LENGTH},
-	{},
-};
-
-/* The arguments of one call; an option without an argument has "" once given. */
+/* The arguments of one call. */
 struct arguments {
 	const char *verb;
-	const struct option *options;
-	const char *value[N_OPTIONS];
-	const char *initials[INITIALS_MAX]; /* the one option that may be given again */
-	unsigned n_initials;
+	const struct ctl_values *values;
 };
 
 struct octets {
@@ -102,60 +59,27 @@ _printf_(2, 3) static int usage_error(const struct arguments *arguments, const c
 
 static const char *get(const struct arguments *arguments, int option)
 {
-	return arguments->value[option - OPTION_OFFLINE];
+	return arguments->values->value[option];
 }
 
-static const char *option_name(const struct arguments *arguments, int option)
+static const char *option_name(int option)
 {
-	for (const struct option *o = arguments->options; o->name; o++)
-		if (o->val == option)
-			return o->name;
-	return "?";
-}
-
-static int read_arguments(
-	struct arguments *arguments, const struct option *options, int argc, char **argv)
-{
-	int c;
-
-	*arguments = (struct arguments){.verb = argv[0], .options = options};
-	optind = 0; /* glibc: begin anew, another getopt may have run before */
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":", options, NULL)) >= 0) {
-		if (c == ':')
-			return usage_error(arguments, "%s needs a value", argv[optind - 1]);
-		if (c == '?')
-			return usage_error(arguments, "unknown option %s", argv[optind - 1]);
-		if (get(arguments, c) && c != OPTION_INITIAL)
-			return usage_error(
-				arguments, "--%s is given twice", option_name(arguments, c));
-		arguments->value[c - OPTION_OFFLINE] = optarg ? optarg : "";
-		if (c != OPTION_INITIAL)
-			continue;
-		if (arguments->n_initials == INITIALS_MAX)
-			return usage_error(arguments,
-				"--initial is given more than %d times; no client needs that many",
-				INITIALS_MAX);
-		arguments->initials[arguments->n_initials++] = optarg;
-	}
-	if (optind < argc)
-		return usage_error(arguments, "unexpected argument '%s'", argv[optind]);
-	return 0;
+	return ctl_options[option].name;
 }
 
 static int require(const struct arguments *arguments, int option)
 {
 	if (get(arguments, option))
 		return 0;
-	return usage_error(arguments, "--%s is missing", option_name(arguments, option));
+	return usage_error(arguments, "--%s is missing", option_name(option));
 }
 
 static int refuse(const struct arguments *arguments, int option, int with)
 {
 	if (!get(arguments, option))
 		return 0;
-	return usage_error(arguments, "--%s has no meaning with --%s",
-		option_name(arguments, option), option_name(arguments, with));
+	return usage_error(
+		arguments, "--%s has no meaning with --%s", option_name(option), option_name(with));
 }
 
 static int read_number(const struct arguments *arguments, int option, unsigned minimum,
@@ -169,7 +93,7 @@ static int read_number(const struct arguments *arguments, int option, unsigned m
 		number = number * 10 + (unsigned)(text[i] - '0');
 	if (!i || text[i] || number < minimum || number > maximum)
 		return usage_error(arguments, "--%s is '%s', not a number from %u to %u",
-			option_name(arguments, option), text, minimum, maximum);
+			option_name(option), text, minimum, maximum);
 	*ret_number = number;
 	return 0;
 }
@@ -200,15 +124,15 @@ static int read_hex_text(const struct arguments *arguments, int option, const ch
 
 		if (digit < 0)
 			return usage_error(arguments, "--%s: '%c' is no hexadecimal digit",
-				option_name(arguments, option), text[i]);
+				option_name(option), text[i]);
 		octets.data[i / 2] = octets.data[i / 2] << 4 | digit;
 	}
 	if (text[2 * n])
 		return usage_error(arguments, "--%s has an odd number of hexadecimal digits",
-			option_name(arguments, option));
+			option_name(option));
 	if (n < minimum || n > maximum)
 		return usage_error(arguments, "--%s has %zu octets, not %zu to %zu",
-			option_name(arguments, option), n, minimum, maximum);
+			option_name(option), n, minimum, maximum);
 	ret_octets->data = take_pointer(octets.data);
 	ret_octets->length = n;
 	return 0;
@@ -380,10 +304,10 @@ static int explain_initial(const struct arguments *arguments)
 		return EXIT_FAILURE;
 	}
 	flow_init(flow);
-	for (unsigned i = 0; i < arguments->n_initials; i++) {
+	for (unsigned i = 0; i < arguments->values->n_initials; i++) {
 		_cleanup_(free_octets) struct octets datagram = {};
 
-		if (read_hex_text(arguments, OPTION_INITIAL, arguments->initials[i], 0,
+		if (read_hex_text(arguments, OPTION_INITIAL, arguments->values->initials[i], 0,
 			    DATAGRAM_MAX, &datagram) < 0)
 			return EXIT_USAGE;
 		flow_feed(flow, crypto, datagram.data, datagram.length);
@@ -391,12 +315,11 @@ static int explain_initial(const struct arguments *arguments)
 	return print_answer(offline_initial_answer(flow));
 }
 
-int offline_explain(int argc, char **argv)
+int offline_explain(const struct ctl_values *values)
 {
-	struct arguments arguments;
+	struct arguments arguments = {.verb = "explain", .values = values};
 
-	if (read_arguments(&arguments, explain_options, argc, argv) < 0 ||
-		require(&arguments, OPTION_OFFLINE) < 0)
+	if (require(&arguments, OPTION_OFFLINE) < 0)
 		return EXIT_USAGE;
 	if (get(&arguments, OPTION_PACKET))
 		return explain_packet(&arguments);
@@ -408,18 +331,17 @@ int offline_explain(int argc, char **argv)
 	return EXIT_USAGE;
 }
 
-int offline_make_cid(int argc, char **argv)
+int offline_make_cid(const struct ctl_values *values)
 {
 	_cleanup_(free_octets) struct octets server_id = {}, nonce = {}, key = {};
 	int first_bits = QUIC_LB_SELF_ENCODE_LENGTH;
 	uint8_t cid[QUIC_LB_CID_MAX], random;
 	struct quic_lb_config config;
-	struct arguments arguments;
+	struct arguments arguments = {.verb = "make-cid", .values = values};
 	unsigned rotation;
 	size_t length;
 
-	if (read_arguments(&arguments, make_cid_options, argc, argv) < 0 ||
-		require(&arguments, OPTION_CONFIG_ROTATION) < 0 ||
+	if (require(&arguments, OPTION_CONFIG_ROTATION) < 0 ||
 		require(&arguments, OPTION_SERVER_ID) < 0 ||
 		require(&arguments, OPTION_NONCE) < 0 ||
 		read_number(&arguments, OPTION_CONFIG_ROTATION, 0, QUIC_LB_ROTATION_MAX,

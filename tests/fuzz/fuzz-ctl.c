@@ -3,19 +3,13 @@
  * Any JSON as the daemon's reply to Status and to Explain: what reuseportctl prints of it has no
  * octet that steers a terminal, whatever others named their instances.
  */
-#include "tools/ctl-explain.c"
-#include "tools/ctl-table.c"
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "tools/ctl-explain.h"
+#include "tools/ctl-status.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-void ctl_error(const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	vfprintf(stdout, format, arguments);
-	va_end(arguments);
-}
 
 static void check(const char *text, size_t size)
 {

@@ -80,13 +80,13 @@ def test_ctl_shows_the_counters_that_a_listener_can_have(start_daemon):
     tables = [[line.split() for line in part.splitlines()]
               for part in daemon.ctl("status").stdout.split("\n\n")]
     dns, web = tables[1][1:], tables[2][1:]
-    assert dns[0] == ["LISTENER", "ADDRESS", "ACTIVE", "PACKETS", "NEW", "BY", "FLOW", "FALLBACK",
-                      "STANDBY", "EXPIRED", "DROPPED"]
-    assert web[0] == ["LISTENER", "ADDRESS", "ACTIVE", "IDS", "PACKETS", "NEW", "BY", "ID", "BY",
-                      "FLOW", "MIGRATED", "FALLBACK", "STANDBY", "EXPIRED", "STRAY", "INVALID",
+    assert dns[0] == ["LISTENER", "ADDRESS", "ACTIVE", "FILL", "WAITING", "PACKETS", "NEW", "BY", "FLOW",
+                      "FALLBACK", "STANDBY", "EXPIRED", "DROPPED"]
+    assert web[0] == ["LISTENER", "ADDRESS", "ACTIVE", "IDS", "FILL", "WAITING", "PACKETS", "NEW", "BY",
+                      "ID", "BY", "FLOW", "MIGRATED", "FALLBACK", "STANDBY", "EXPIRED", "STRAY", "INVALID",
                       "DROPPED"]
     assert sorted(web[1:]) == [
-        ["quic", f"quic://127.0.0.1:{PORT}", "1", "quic-lb", "2", "1", "0", "0", "-", "0", "0",
-         "0", "0", "1", "0"],
-        ["tcp", f"tcp://127.0.0.1:{PORT}", "1", "-", "0", "0", "-", "-", "0", "0", "0", "0", "0",
-         "-", "0"]]
+        ["quic", f"quic://127.0.0.1:{PORT}", "1", "quic-lb", "0%", "0", "2", "1", "0", "0", "-",
+         "0", "0", "0", "0", "1", "0"],
+        ["tcp", f"tcp://127.0.0.1:{PORT}", "1", "-", "-", "0", "0", "0", "-", "-", "0", "0", "0",
+         "0", "0", "-", "0"]]

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The table of commands.
+ */
+#include "tools/ctl-commands.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "tools/offline.h"
+
+#define WORKERS (CTL_OPTION(OPTION_INSTANCE) | CTL_OPTION(OPTION_SERVICE))
+#define ARGUMENTS_MAX 100 /* for those that check how many there are themselves */
+
+static const struct ctl_command commands[] = {
+	{.name = "status",
+		.arguments = "[SERVICE]",
+		.help = "Services, listeners, workers, counters (the default)",
+		.maximum = 1,
+		.run = ctl_run_status,
+		.pager = true},
+	{.name = "list-services",
+		.help = "A line for each service",
+		.run = ctl_run_list_services,
+		.pager = true},
+	{.name = "list-workers",
+		.arguments = "[SERVICE]",
+		.help = "A line for each worker",
+		.maximum = 1,
+		.run = ctl_run_list_workers,
+		.pager = true},
+	{.name = "show",
+		.arguments = "WORKER",
+		.help = "All that is known of a worker",
+		.maximum = ARGUMENTS_MAX,
+		.options = WORKERS,
+		.run = ctl_run_show,
+		.pager = true},
+	{.name = "drain",
+		.arguments = "WORKER",
+		.help = "Give it no new connection and tell its process",
+		.maximum = ARGUMENTS_MAX,
+		.options = WORKERS,
+		.run = ctl_run_drain},
+	{.name = "undrain",
+		.arguments = "WORKER",
+		.help = "Make a draining worker active again",
+		.maximum = ARGUMENTS_MAX,
+		.options = WORKERS,
+		.run = ctl_run_undrain},
+	{.name = "weight",
+		.arguments = "WORKER N",
+		.help = "Its share of new connections, 1 to 1000",
+		.maximum = ARGUMENTS_MAX,
+		.options = WORKERS,
+		.run = ctl_run_weight},
+	{.name = "rotate-keys",
+		.arguments = "SERVICE [LISTENER]",
+		.help = "Make connection IDs under a new key",
+		.minimum = 1,
+		.maximum = 2,
+		.run = ctl_run_rotate_keys},
+	{.name = "reload", .help = "Read the configuration again", .run = ctl_run_reload},
+	{.name = "reexec",
+		.help = "Replace the running daemon by the program that is\n"
+			"installed now; workers notice nothing",
+		.run = ctl_run_reexec},
+	{.name = "explain",
+		.arguments = "--packet HEX | --cid HEX",
+		.help = "Where a QUIC packet would go now, and why",
+		.options = CTL_OPTION(OPTION_PACKET) | CTL_OPTION(OPTION_CID) |
+			   CTL_OPTION(OPTION_FROM) | CTL_OPTION(OPTION_LISTENER),
+		.run = ctl_run_explain},
+	{.name = "explain",
+		.arguments = "--offline --packet HEX [--cid-length N]",
+		.help = "What a QUIC packet is",
+		.options = OFFLINE_EXPLAIN_OPTIONS,
+		.run_offline = offline_explain},
+	{.name = "explain",
+		.arguments = "--offline --cid HEX --config-rotation N\n"
+			     "          --server-id-length N --nonce-length N [--key HEX]",
+		.help = "Which server a connection ID names",
+		.options = OFFLINE_EXPLAIN_OPTIONS,
+		.run_offline = offline_explain},
+	{.name = "explain",
+		.arguments = "--offline --initial HEX [--initial HEX]...",
+		.help = "What a client asks for: server name and protocols",
+		.options = OFFLINE_EXPLAIN_OPTIONS,
+		.run_offline = offline_explain},
+	{.name = "make-cid",
+		.arguments = "--config-rotation N --server-id HEX --nonce HEX\n"
+			     "          [--key HEX] [--no-length]",
+		.help = "Make a connection ID",
+		.options = OFFLINE_MAKE_CID_OPTIONS,
+		.run_offline = offline_make_cid},
+};
+
+const struct ctl_command *ctl_find_command(const char *name, const struct ctl_values *values)
+{
+	bool offline = values->value[OPTION_OFFLINE];
+	const struct ctl_command *found = NULL;
+
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+		if (strcmp(commands[i].name, name) != 0)
+			continue;
+		if (!found || (offline && commands[i].run_offline))
+			found = &commands[i];
+	}
+	return found;
+}
+
+static void print_commands(bool offline)
+{
+	char text[256];
+
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+		const struct ctl_command *command = &commands[i];
+
+		if (offline != (command->run_offline != NULL))
+			continue;
+		snprintf(text, sizeof(text), "%s%s%s", command->name, command->arguments ? " " : "",
+			command->arguments ? command->arguments : "");
+		ctl_print_help_entry(text, command->help);
+	}
+}
+
+void ctl_print_help(void)
+{
+	puts("Usage: reuseportctl [OPTIONS...] COMMAND ...\n\n"
+	     "What reuseportd serves, who serves it, and what to change about it.\n\n"
+	     "Commands:");
+	print_commands(false);
+	puts("\nCommands that need no daemon, always JSON:");
+	print_commands(true);
+	puts("\nWORKER is a slot number or an instance; or --instance and --service name it.\n\n"
+	     "Options:");
+	ctl_print_options(~(ctl_option_set)0);
+	puts("\nExit status: 0 done, 1 failed, 2 usage, 3 daemon unreachable, 4 denied. reuseportctl(1)");
+}
