@@ -38,8 +38,10 @@ class CannotBoot(Exception):
 class Machine:
     """The tree "bookworm" (systemd 252) or "trixie" (257), running when this returns."""
 
+    TREE = "systemd-{}"  # of scripts/test-host
+
     def __init__(self, suite):
-        self.name = f"systemd-{suite}"
+        self.name = self.TREE.format(suite)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix=f"reuseportd-{suite}-"))
         self.process = None
         self.pid = None
