@@ -136,13 +136,15 @@ int reuseport_register_adopting(struct reuseport *r, const char *service, const 
 	unsigned max_workers, unsigned weight, int timeout_msec,
 	int (*start)(struct reuseport *r, void *user_data), void *user_data);
 
-/* Takes the place of bind(2): the socket is unbound. Afterwards a UDP socket has its slot. */
+/* Takes the place of bind(2): the socket is unbound. Afterwards it is bound, and gets nothing yet.
+ */
 #define REUSEPORT_ADOPT_BIND (-1)
 
 /*
  * Gives a socket to the daemon, to be bound to the listener's address within its group, or, with a
- * backlog (0 or more, in place of listen(2)) to listen there. fd stays the caller's, who should
- * close it soon: a copy keeps the kernel from seeing that the server has closed its own.
+ * backlog (0 or more, in place of listen(2)) to listen there; for UDP and QUIC any backlog says
+ * that the server has begun to wait for datagrams. Then it has its slot. fd stays the caller's, who
+ * should close it soon: a copy keeps the kernel from seeing that the server has closed its own.
  * Returns 0. Blocks up to timeout_msec. Errors: -EXDEV (the socket belongs to another network
  * namespace), -ENOENT (backlog given, but the socket was not adopted before), -EINVAL (bound
  * already), -EOPNOTSUPP (not of the listener's kind), -EPERM (the daemon lacks CAP_CHOWN), -EDQUOT,

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Sockets that a server made itself, and was about to bind: checked, made the daemon's own, bound
- * into the listener's group, and put at a slot.
+ * into the listener's group, and put at a slot once the server listens (TCP) or waits for datagrams
+ * (UDP). Until then a UDP socket is a member of the group that the program never selects.
  *
- * Nothing is kept between the two steps of a TCP socket. That it was bound here is to be seen at
+ * Nothing is kept between the two steps. That it was bound here is to be seen at
  * the socket itself: it has the listener's address and the daemon's uid, which only this daemon
  * gives.
  *
@@ -249,7 +250,7 @@ static int put_at_slot(const struct adoption *adoption, struct worker *worker)
 
 static int adopt_bind(const struct adoption *adoption)
 {
-	struct worker *worker = NULL;
+	const char *step = "";
 	int result = check_unbound(adoption);
 
 	if (result < 0)
@@ -258,14 +259,18 @@ static int adopt_bind(const struct adoption *adoption)
 	if (adoption->registration->drained)
 		return refuse(adoption, -ESHUTDOWN, "the instance drains, its server is to end");
 	if (adoption->listener->config->transport != TRANSPORT_TCP) {
-		worker = take_worker(adoption, &result);
+		struct worker *worker = take_worker(adoption, &result);
+
 		if (!worker)
 			return result;
+		registration_drop_worker(worker, adoption->listener);
 	}
 	result = own_and_bind(adoption);
-	if (result < 0 && worker)
-		registration_drop_worker(worker, adoption->listener);
-	return result < 0 || !worker ? result : put_at_slot(adoption, worker);
+	if (result < 0 || adoption->listener->config->transport == TRANSPORT_TCP)
+		return result;
+	result = group_guard_socket(
+		adoption->listener->group, adoption->listener->config, adoption->fd, &step);
+	return result < 0 ? refuse(adoption, result, "%s: %s", step, strerror(-result)) : 0;
 }
 
 static bool has_address_of(const struct listener_config *config, int fd)
@@ -304,19 +309,19 @@ static bool stands_at_slot(const struct adoption *adoption)
 	return false;
 }
 
+/* TCP: it is to listen. UDP: its server waits for datagrams. */
 static int adopt_listen(const struct adoption *adoption, uint32_t backlog)
 {
 	struct worker *worker;
 	struct stat status;
 	int result;
 
-	if (adoption->listener->config->transport != TRANSPORT_TCP)
-		return refuse(adoption, -EOPNOTSUPP, "only TCP sockets listen");
 	if (fstat(adoption->fd, &status) < 0 || status.st_uid != geteuid() ||
 		socket_number(adoption->fd, SO_REUSEPORT) != 1 ||
 		!has_address_of(adoption->listener->config, adoption->fd))
 		return refuse(adoption, -ENOENT, "the socket was not adopted when it was bound");
-	if (listen(adoption->fd, (int)backlog) < 0) {
+	if (adoption->listener->config->transport == TRANSPORT_TCP &&
+		listen(adoption->fd, (int)backlog) < 0) {
 		int error = errno;
 
 		return refuse(adoption, -error, "listen: %s", strerror(error));

@@ -421,19 +421,11 @@ struct group *group_free(struct group *group)
 	return NULL;
 }
 
-/* What a socket that stands at its slot needs before packets may go there. */
-static int complete_socket(struct group *group, const struct listener_config *config, uint16_t slot,
-	int fd, const char **ret_step)
+int group_guard_socket(
+	struct group *group, const struct listener_config *config, int fd, const char **ret_step)
 {
 	const int one = 1;
-	int result;
 
-	if (group->quic) {
-		*ret_step = "put the socket's cookie into the map";
-		result = group_quic_add_socket(group->quic, fd, slot);
-		if (result < 0)
-			return result;
-	}
 	/* A holder must not attach a program or filter of its own; it can still detach ours, which
 	 * group_heal() mends. Can't be undone, so only on what leaves. */
 	*ret_step = "setsockopt SO_LOCK_FILTER";
@@ -441,6 +433,21 @@ static int complete_socket(struct group *group, const struct listener_config *co
 		setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one)) < 0)
 		return -errno;
 	return config->address.ss_family == AF_INET ? make_sink(group, config, ret_step) : 0;
+}
+
+/* What a socket that stands at its slot needs before packets may go there. */
+static int complete_socket(struct group *group, const struct listener_config *config, uint16_t slot,
+	int fd, const char **ret_step)
+{
+	if (group->quic) {
+		int result;
+
+		*ret_step = "put the socket's cookie into the map";
+		result = group_quic_add_socket(group->quic, fd, slot);
+		if (result < 0)
+			return result;
+	}
+	return group_guard_socket(group, config, fd, ret_step);
 }
 
 int group_adopt_socket(struct group *group, const struct listener_config *config, uint16_t slot,

@@ -120,6 +120,12 @@ int group_add_socket(struct group *group, const struct listener_config *config, 
  */
 int group_adopt_socket(struct group *group, const struct listener_config *config, uint16_t slot,
 	int fd, const char **ret_step);
+/*
+ * Once a UDP socket is bound into the group, at a slot or not: its holder can attach nothing to it,
+ * and the kernel meets the sink first.
+ */
+int group_guard_socket(
+	struct group *group, const struct listener_config *config, int fd, const char **ret_step);
 /* The socket gets nothing any more, whatever its holders do. */
 int group_silence_socket(int fd);
 /* Whether packets may go to the slot: not before its worker is past joining. */

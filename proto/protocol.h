@@ -38,9 +38,9 @@
  *                             <-   GRANT of 0 workers: the listeners  [no descriptor]
  *   ACK [pidfd of the server] ->
  *                             <-   OK
- *   ADOPT (bind) [socket]     ->   unbound: bound into the listener's group; UDP: has a slot
+ *   ADOPT (bind) [socket]     ->   unbound: bound into the listener's group
  *                             <-   OK
- *   ADOPT (listen) [socket]   ->   TCP: listens and has a slot
+ *   ADOPT (listen) [socket]   ->   TCP: listens; UDP: its server waits for datagrams; has a slot
  *                             <-   OK
  *   READY                     ->   workers are active as soon as they have a slot, from now on
  *                             <-   OK
@@ -201,13 +201,14 @@ enum protocol_adopt_step {
 	/*
 	 * The socket is unbound. The daemon checks it, makes it its own (fchown(2), CAP_CHOWN),
 	 * sets SO_REUSEPORT and what the listener's configuration says, and binds it to the
-	 * listener's address. UDP and QUIC: it has a slot then. On an ERROR it is unbound still,
-	 * and its owner the one before.
+	 * listener's address. It gets nothing yet. On an ERROR it is unbound still, and its owner
+	 * the one before.
 	 */
 	PROTOCOL_ADOPT_BIND = 1,
 	/*
-	 * TCP: the socket was bound so, and is to listen with `backlog`: it listens, and has a
-	 * slot. Again for one that has: the backlog is changed. ENOENT: it was never adopted.
+	 * The socket was bound so. TCP: it is to listen with `backlog`. UDP and QUIC: its server
+	 * has begun to wait for datagrams; `backlog` means nothing. It has a slot then. Again for
+	 * one that has: the backlog is changed. ENOENT: it was never adopted.
 	 */
 	PROTOCOL_ADOPT_LISTEN = 2,
 };

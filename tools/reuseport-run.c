@@ -38,7 +38,7 @@ void run_complain(const char *format, ...)
 	dprintf(STDERR_FILENO, "reuseport-run: %s\n", text);
 }
 
-static uint64_t now_usec(void)
+uint64_t now_usec(void)
 {
 	struct timespec now;
 
@@ -166,6 +166,8 @@ static int next_timeout(const struct run *run)
 
 	if (run->drain_at_usec && (!at || run->drain_at_usec < at))
 		at = run->drain_at_usec;
+	if (run->look_at_usec && (!at || run->look_at_usec < at))
+		at = run->look_at_usec;
 	if (!at)
 		return -1;
 	return at <= now ? 0 : (int)((at - now + USEC_PER_MSEC - 1) / USEC_PER_MSEC);
@@ -210,8 +212,12 @@ static int serve(struct run *run)
 			forward_signals(run);
 		if (fds[DAEMON].revents)
 			reuseport_dispatch(run->context, 0);
-		if (run->ready_at_usec && now_usec() >= run->ready_at_usec)
+		if (run->look_at_usec && now_usec() >= run->look_at_usec)
+			wait_look(run);
+		if (run->ready_at_usec && now_usec() >= run->ready_at_usec) {
+			wait_join_all(run);
 			run_become_ready(run);
+		}
 		if (run->drain_at_usec && now_usec() >= run->drain_at_usec) {
 			run->drain_at_usec = 0;
 			server_signal(run, run->drain_signal);
@@ -294,6 +300,7 @@ int main(int argc, char **argv)
 		return result < 0 ? EXIT_USAGE : EXIT_SUCCESS;
 	signal(SIGCHLD, SIG_DFL); /* ignored, it would take the exit status away */
 	result = launch(&run);
+	wait_done(&run);
 	reuseport_close(run.context);
 	close_fd(&run.signal_fd);
 	close_fd(&run.notify_fd);

@@ -229,31 +229,49 @@ static bool id_is_valid(const struct run *run, const struct seccomp_notif *reque
 	return ioctl(run->adopt_fd, SECCOMP_IOCTL_NOTIF_ID_VALID, &request->id) == 0;
 }
 
-/* The socket that the system call names by its first argument, or a negative errno: -ENOENT when
- * the call is over. */
-static int fetch_socket(const struct run *run, const struct seccomp_notif *request)
+static int open_thread(pid_t thread)
 {
-	_cleanup_close_ int pidfd = -1;
-	int fd;
+	int pidfd = (int)syscall(SYS_pidfd_open, thread, PIDFD_THREAD);
 
-	pidfd = (int)syscall(SYS_pidfd_open, (pid_t)request->pid, PIDFD_THREAD);
 	if (pidfd < 0 && errno == EINVAL) {
 		/* Before Linux 6.9 only a process has a pidfd: that of which this is a thread. */
 		char path[64], line[128];
 		int tgid = 0;
 		FILE *file;
 
-		snprintf(path, sizeof(path), "/proc/%u/status", request->pid);
+		snprintf(path, sizeof(path), "/proc/%d/status", thread);
 		file = fopen(path, "re");
 		while (file && fgets(line, sizeof(line), file))
 			if (sscanf(line, "Tgid: %d", &tgid) == 1)
 				break;
 		if (file)
 			fclose(file);
+		errno = ESRCH;
 		pidfd = tgid > 0 ? (int)syscall(SYS_pidfd_open, tgid, 0) : -1;
 	}
+	return pidfd < 0 ? -errno : pidfd;
+}
+
+int adopt_fetch(pid_t thread, int fd)
+{
+	_cleanup_close_ int pidfd = open_thread(thread);
+	int result;
+
 	if (pidfd < 0)
-		return -errno;
+		return pidfd;
+	result = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+	return result < 0 ? -errno : result;
+}
+
+/* The socket that the system call names by its first argument, or a negative errno: -ENOENT when
+ * the call is over. */
+static int fetch_socket(const struct run *run, const struct seccomp_notif *request)
+{
+	_cleanup_close_ int pidfd = open_thread((pid_t)request->pid);
+	int fd;
+
+	if (pidfd < 0)
+		return pidfd;
 	/* It waited then, so the number was still that process's when the pidfd was opened. */
 	if (!id_is_valid(run, request))
 		return -ENOENT;
@@ -319,9 +337,8 @@ static int errno_for_server(int error)
 }
 
 /* Unless the server says itself when it is ready. */
-static void became_active(struct run *run)
+void adopt_became_active(struct run *run)
 {
-	run->any_adopted = true;
 	if (run->ready == READY_EXEC && !run->ready_done)
 		run_become_ready(run);
 }
@@ -368,6 +385,8 @@ static int on_bind(struct run *run, const struct seccomp_notif *request)
 	result = reuseport_adopt(
 		run->context, (unsigned)listener, fd, REUSEPORT_ADOPT_BIND, RUN_REQUEST_MSEC);
 	run->adopt_unanswered = result == 0 ? socket_cookie(fd) : 0;
+	if (result == 0 && reuseport_listener_transport(run->context, listener) != REUSEPORT_TCP)
+		result = wait_add(run, fd, (unsigned)listener);
 	close_fd(&fd);
 	if (result == -EXDEV || result == -ENOENT) /* ENOENT: a reload has closed the listener */
 		return PASS;
@@ -375,10 +394,7 @@ static int on_bind(struct run *run, const struct seccomp_notif *request)
 		run_complain("%s", reuseport_error(run->context));
 		return errno_for_server(result);
 	}
-	if (reuseport_listener_transport(run->context, listener) == REUSEPORT_TCP)
-		run->any_adopted = true;
-	else
-		became_active(run);
+	run->any_adopted = true;
 	return 0;
 }
 
@@ -395,7 +411,7 @@ static int on_listen(struct run *run, const struct seccomp_notif *request)
 	if (fd < 0 || !local_address(fd, &address))
 		return PASS;
 	listener = find_listener(run, &address, socket_number(fd, SO_PROTOCOL), MATCH_SAME);
-	if (listener < 0)
+	if (listener < 0 || reuseport_listener_transport(run->context, listener) != REUSEPORT_TCP)
 		return PASS;
 	listens = socket_number(fd, SO_ACCEPTCONN) == 1;
 	/* As unsigned as the kernel takes it: listen(fd, -1) means the most there may be. */
@@ -409,7 +425,7 @@ static int on_listen(struct run *run, const struct seccomp_notif *request)
 		run_complain("%s", reuseport_error(run->context));
 		return errno_for_server(result);
 	}
-	became_active(run);
+	adopt_became_active(run);
 	return 0;
 }
 

@@ -63,8 +63,10 @@ static void handle_notification(struct run *run, char *text)
 			used += (size_t)snprintf(
 				forward + used, sizeof(forward) - used, "%s\n", line);
 	}
-	if (ready)
+	if (ready) {
+		wait_join_all(run);
 		run_become_ready(run);
+	}
 	if (stopping && !run->stopping) {
 		run->stopping = true;
 		reuseport_drain(

@@ -48,6 +48,9 @@ struct run {
 	int adopt_fd; /* where the kernel asks about the server's bind() and listen() */
 	uint64_t adopt_unanswered; /* SO_COOKIE of a socket whose bind() was not answered yet */
 	bool any_adopted;
+	struct awaited *awaited; /* run-wait.c: bound, but nobody was seen to wait there yet */
+	uint64_t look_at_usec;   /* CLOCK_MONOTONIC; 0: none is awaited */
+	uint64_t look_interval_usec;
 	pid_t server_pid;
 	sigset_t original_mask;
 	bool arguments_wrong; /* and already said so */
@@ -61,6 +64,8 @@ struct run {
 
 /* To stderr, with the program's name and the end of the line. */
 void run_complain(const char *format, ...) _printf_(1, 2);
+/* CLOCK_MONOTONIC. */
+uint64_t now_usec(void);
 /* Tells the daemon, and the service manager once the daemon has agreed. */
 void run_become_ready(struct run *run);
 
@@ -93,6 +98,21 @@ int adopt_install(int start_fd);
 int adopt_take(struct run *run);
 /* One system call of the server. */
 void adopt_read(struct run *run);
+/* A socket has its slot: the server is ready, unless it says so itself. */
+void adopt_became_active(struct run *run);
+/* A duplicate of a descriptor of the server's; a negative errno. */
+int adopt_fetch(pid_t thread, int fd);
+
+/* run-wait.c */
+
+/* The UDP socket gets its slot when the server is seen to wait for it. fd stays the caller's.
+ * -ENOMEM. */
+int wait_add(struct run *run, int fd, unsigned listener);
+/* At run->look_at_usec. */
+void wait_look(struct run *run);
+/* The server says that it is ready: all of them. */
+void wait_join_all(struct run *run);
+void wait_done(struct run *run);
 
 /* run-server.c */
 

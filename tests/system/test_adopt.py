@@ -15,6 +15,7 @@ import socket
 import statistics
 import struct
 import textwrap
+import time
 
 import pytest
 
@@ -71,6 +72,11 @@ class Adopted:
             [harness.REUSEPORT_RUN, "--socket", daemon.worker_socket, "--service", "web",
              "--adopt", *options, "--", "/usr/bin/python3", "-I", program, self.path],
             directory / f"{name}.log", **popen)
+
+    def go(self):
+        """It goes on: what waits for a file beside the one in which it tells."""
+        self.told()
+        self.path.with_name(self.path.name + ".go").touch()
 
     def told(self):
         def there():
@@ -319,22 +325,181 @@ def test_without_a_daemon_bind_fails_and_the_server_goes_on(daemon, adopt, tmp_p
     assert "connection to reuseportd ended" in one.process.output()
 
 
-def test_udp_socket_has_its_slot_when_it_is_bound(daemon, adopt):
-    one = adopt("one", f"""
+DATAGRAMS = f"""
+        import time
         s = bind(("127.0.0.1", {PORT}), kind=socket.SOCK_DGRAM)
-        tell()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        while True:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        def go():
+            tell()
+            while not os.path.exists(path + ".go"):
+                time.sleep(0.01)
+        def answer(name):
             data, sender = s.recvfrom(2000)
-            s.sendto(b"one " + data, sender)
-        """)
-    one.told()
-    assert [w["state"] for w in daemon.status("web")["workers"]] == ["active"]
-    clients = [harness.udp_client(ADDRESS) for _ in range(50)]
+            s.sendto(name + b" " + data, sender)
+"""
+WAITS = {
+    "recvfrom": """
+        go()
+        while True:
+            answer(NAME)
+        """,
+    "recvmsg in a thread": """
+        def run():
+            go()
+            while True:
+                data, _, _, sender = s.recvmsg(2000)
+                s.sendto(NAME + b" " + data, sender)
+        threading.Thread(target=run).start()
+        """,
+    "poll": """
+        go()
+        poll = select.poll()
+        poll.register(s, select.POLLIN)
+        while poll.poll():
+            answer(NAME)
+        """,
+    "select": """
+        go()
+        while select.select([s], [], []):
+            answer(NAME)
+        """,
+    "epoll": """
+        other, _ = os.pipe()
+        poll = select.epoll()
+        poll.register(other, select.EPOLLIN)
+        poll.register(s, select.EPOLLIN)
+        go()
+        while poll.poll():
+            answer(NAME)
+        """,
+    "a child's descriptor of another number": """
+        go()
+        if os.fork():
+            signal.pause()
+        s = socket.socket(fileno=os.dup(s.detach()))
+        while True:
+            answer(NAME)
+        """,
+}
+
+
+def waiting_server(name, how):
+    return DATAGRAMS + textwrap.indent(textwrap.dedent(WAITS[how]), " " * 8).replace(
+        "NAME", repr(name.encode()))
+
+
+def exchange(name, count=50):
+    clients = [harness.udp_client(ADDRESS) for _ in range(count)]
     for i, client in enumerate(clients):
         client.send(b"%d" % i)
-    assert [c.recv(100) for c in clients] == [b"one %d" % i for i in range(50)]
+    assert [c.recv(100) for c in clients] == [name + b" %d" % i for i in range(count)]
     harness.close_all(clients)
+
+
+@pytest.mark.parametrize("how", WAITS)
+def test_udp_socket_has_its_slot_when_the_server_waits_for_it(daemon, adopt, how):
+    """Bound is not enough: until somebody waits there, the one before gets everything."""
+    old = adopt("old", waiting_server("old", "recvfrom"), "--instance", "x", start_new_session=True)
+    old.go()
+    harness.poll_until(lambda: states(daemon) == [("x", "active")], "the first one is active")
+    new = adopt("new", waiting_server("new", how), "--instance", "x", start_new_session=True)
+    new.told()
+    for _ in range(20):  # longer than the first looks take
+        exchange(b"old", 5)
+        time.sleep(0.02)
+    assert states(daemon) == [("x", "active")]
+    new.go()
+    assert old.process.wait() == 0
+    assert states(daemon) == [("x", "active")]
+    exchange(b"new")
+    os.killpg(new.process.pid, signal.SIGTERM)
+
+
+def test_udp_server_that_never_waits_replaces_nobody(daemon, adopt):
+    """Its configuration is wrong, say: it ends, and the one before has not missed a datagram."""
+    old = adopt("old", waiting_server("old", "recvfrom"), "--instance", "x")
+    old.go()
+    harness.poll_until(lambda: states(daemon) == [("x", "active")], "the first one is active")
+    new = adopt("new", DATAGRAMS + """
+        go()
+        sys.exit(3)
+        """, "--instance", "x")
+    new.told()
+    exchange(b"old")
+    new.go()
+    assert new.process.wait() == 3
+    exchange(b"old")
+    assert states(daemon) == [("x", "active")] and old.process.returncode is None
+
+
+def test_udp_socket_has_its_slot_when_the_server_says_ready(daemon, adopt):
+    """It never sleeps in a call that names the socket, and is not asked to."""
+    one = adopt("one", DATAGRAMS + """
+        s.setblocking(False)
+        go()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as n:
+            n.sendto(b"READY=1", "\\0" + os.environ["NOTIFY_SOCKET"][1:])
+        while True:
+            try:
+                answer(b"one")
+            except BlockingIOError:
+                time.sleep(0.001)
+        """, "--ready", "notify")
+    one.told()
+    assert states(daemon) == []
+    one.go()
+    harness.poll_until(lambda: [state for _, state in states(daemon)] == ["active"], "it is active")
+    exchange(b"one")
+
+
+def test_udp_socket_of_a_server_that_is_never_seen_waiting(daemon, adopt):
+    """It asks again and again without sleeping there: after 30 seconds it is believed."""
+    one = adopt("one", DATAGRAMS + """
+        s.setblocking(False)
+        tell()
+        while True:
+            try:
+                answer(b"one")
+            except BlockingIOError:
+                time.sleep(0.001)
+        """)
+    one.told()
+    assert states(daemon) == []
+    harness.poll_until(lambda: [state for _, state in states(daemon)] == ["active"], "it is active",
+                       harness.DEADLINE + 30)
+    exchange(b"one")
+
+
+def test_many_udp_sockets_get_their_slots_as_they_are_waited_for(daemon, adopt):
+    """Four children with a socket each, all bound by their parent, as nginx does."""
+    one = adopt("one", """
+        socks = []
+        for _ in range(4):
+            s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            s.bind(("127.0.0.1", %d))
+            socks.append(s)
+        import time
+        for i, s in enumerate(socks):
+            if os.fork() == 0:
+                while not os.path.exists(path + ".go%%d" %% i):
+                    time.sleep(0.01)
+                while True:
+                    data, sender = s.recvfrom(2000)
+                    s.sendto(b"%%d" %% i, sender)
+        tell()
+        signal.pause()
+        """ % PORT, start_new_session=True)
+    one.told()
+    for n in range(4):
+        assert len(states(daemon)) == n
+        (one.path.parent / f"{one.path.name}.go{n}").touch()
+        harness.poll_until(lambda: len(states(daemon)) == n + 1, "one more")
+    clients = [harness.udp_client(ADDRESS) for _ in range(100)]
+    for client in clients:
+        client.send(b"x")
+    assert {c.recv(10) for c in clients} == {b"0", b"1", b"2", b"3"}
+    harness.close_all(clients)
+    os.killpg(one.process.pid, signal.SIGTERM)
 
 
 def test_ipv6_takes_ipv4_as_the_listener_does(start_daemon, configuration, tmp_path):
@@ -726,7 +891,7 @@ def test_what_is_not_a_socket_of_the_listeners_kind_is_refused(daemon, adopter):
                    os.pidfd_open(os.getpid())):
             assert refused(adopter, proto.ADOPT_BIND, fd, listener=http) == "ENOTSUP"
         assert refused(adopter, proto.ADOPT_BIND, tcp.fileno(), listener=dns) == "ENOTSUP"
-        assert refused(adopter, proto.ADOPT_LISTEN, udp.fileno(), listener=dns) == "ENOTSUP"
+        assert refused(adopter, proto.ADOPT_LISTEN, udp.fileno(), listener=dns) == "ENOENT"
         assert refused(adopter, proto.ADOPT_LISTEN, tcp.fileno(), listener=http) == "ENOENT"
         assert refused(adopter, proto.ADOPT_BIND, tcp.fileno(), listener=3) == "EINVAL"
         assert refused(adopter, proto.ADOPT_BIND, tcp.fileno(), registration=999) == "EINVAL"
@@ -787,7 +952,8 @@ def test_no_more_workers_than_asked_for(daemon):
     datagrams = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
     dns = adopter.index("dns")
     for each in datagrams[:2]:
-        adopter.adopt(proto.ADOPT_BIND, each.fileno(), listener=dns)
+        for step in (proto.ADOPT_BIND, proto.ADOPT_LISTEN):
+            adopter.adopt(step, each.fileno(), listener=dns)
     assert refused(adopter, proto.ADOPT_BIND, datagrams[2].fileno(), listener=dns) == "EDQUOT"
     assert datagrams[2].getsockname() == ("0.0.0.0", 0), "it was not bound"
     harness.close_all(datagrams)
@@ -799,14 +965,16 @@ def test_copy_of_a_socket_is_not_kept(daemon, adopter):
     """The slot is empty at the very moment in which the server closes its socket."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     before = daemon.n_descriptors()
-    adopter.adopt(proto.ADOPT_BIND, udp.fileno(), listener=adopter.index("dns"))
+    for step in (proto.ADOPT_BIND, proto.ADOPT_LISTEN):
+        adopter.adopt(step, udp.fileno(), listener=adopter.index("dns"))
     assert daemon.n_descriptors() == before
     with harness.udp_client(ADDRESS) as client:
         client.send(b"x")
         assert udp.recv(10) == b"x"
         udp.close()
         again = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        adopter.adopt(proto.ADOPT_BIND, again.fileno(), listener=adopter.index("dns"))
+        for step in (proto.ADOPT_BIND, proto.ADOPT_LISTEN):
+            adopter.adopt(step, again.fileno(), listener=adopter.index("dns"))
         client.send(b"y")
         again.settimeout(harness.DEADLINE)
         assert again.recv(10) == b"y"
