@@ -32,6 +32,7 @@ INSTALLED = (
     "usr/sbin/reuseportd",
     "usr/bin/reuseportctl",
     "usr/bin/reuseport-run",
+    "usr/libexec/reuseportd/reuseport-classify",
     "usr/include/reuseport.h",
     "usr/lib/sysusers.d/reuseportd.conf",
     "usr/lib/systemd/catalog/reuseportd.catalog",
