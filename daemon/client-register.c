@@ -12,6 +12,7 @@
 
 #include "common/util.h"
 #include "daemon/client.h"
+#include "daemon/event.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
@@ -172,10 +173,8 @@ static int send_grant(struct client *client, uint32_t index)
 		fds[n] = group_add_socket(listener->group, listener->config, worker->slot, &step);
 		if (fds[n] < 0) {
 			result = fds[n];
-			log_listener(LOG_WARNING, EVENT_GRANT_FAILED, listener,
-				"%s: cannot make a socket for listener %s: %s: %s",
-				service->config->name, listener->config->name, step,
-				strerror(-result));
+			event_listener(EVENT_GRANT_FAILED, listener, strerror(-result),
+				"cannot make a socket for %s: %s", registration->instance, step);
 			break;
 		}
 		group_reset_slot(listener->group, worker->slot);
@@ -409,6 +408,8 @@ int client_handle_ack(struct client *client)
 	client->answer_before_usec = 0;
 	client_keep(client, false);
 	store_commit(client->manager->store);
+	event_tell(client->manager, EVENT_WORKER_REGISTERED,
+		&(struct event_about){.registration = registration}, "registered");
 	result = client_send_ok(client, sequence);
 	if (result >= 0)
 		client_send_keys(client);

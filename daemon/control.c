@@ -5,6 +5,9 @@
  * closed), all those of a user USER_OCTETS at most, and neither half a call nor an unread answer
  * stays for long. One that sends what is no Varlink call is closed as well: there is nothing to
  * answer to. A connection has one call answered, then the others have their turn.
+ *
+ * A stream (control.h) is asked for its next replies when those before are out, STREAM_OCTETS or so
+ * at a time; it may be read as slowly as the client likes, and no other call is taken meanwhile.
  */
 #include "daemon/control.h"
 
@@ -17,12 +20,15 @@
 #include "common/util.h"
 #include "control-interface.h"
 #include "daemon/account.h"
+#include "daemon/parameters.h"
 #include "daemon/peer.h"
 #include "proto/varlink.h"
 
 #define CALL_OCTETS (1024 * 1024)
 #define REPLY_OCTETS (8 * 1024 * 1024)
 #define USER_OCTETS (32 * 1024 * 1024) /* of all connections of one user */
+
+#define STREAM_OCTETS (64 * 1024)
 
 #define ACCEPT_TURNS 500 /* in 100 ms, of 16 connections each */
 
@@ -38,7 +44,8 @@ static const char varlink_service_interface[] =
 	"error InterfaceNotFound (interface: string)\n"
 	"error MethodNotFound (method: string)\n"
 	"error MethodNotImplemented (method: string)\n"
-	"error InvalidParameter (parameter: string)\n";
+	"error InvalidParameter (parameter: string)\n"
+	"error ExpectedMore ()\n";
 
 struct connection {
 	struct connection *next;
@@ -48,7 +55,8 @@ struct connection {
 	struct peer peer;
 	struct varlink_buffer input;
 	char *output;
-	size_t output_length;
+	size_t output_start, output_length; /* what is left of it */
+	struct control_stream *stream;      /* whose replies the client gets; NULL: none */
 	uint64_t waits_since_usec; /* for the client: half a call, or an answer unread; 0: not */
 	struct account *account;   /* NULL: nobody counts */
 	size_t n_octets;           /* that are in the account */
@@ -76,6 +84,8 @@ static void connection_free(struct connection *connection)
 		link = &(*link)->next;
 	*link = connection->next;
 	turn_cancel(&connection->turn);
+	if (connection->stream)
+		connection->stream->end(connection->stream);
 	if (connection->account)
 		connection->account->n_octets -= connection->n_octets;
 	sd_event_source_disable_unref(connection->source);
@@ -111,36 +121,31 @@ static uint64_t now_usec(void)
 static int flush(struct connection *connection)
 {
 	while (connection->output_length) {
-		ssize_t n = send(connection->socket, connection->output, connection->output_length,
-			MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send(connection->socket, connection->output + connection->output_start,
+			connection->output_length, MSG_DONTWAIT | MSG_NOSIGNAL);
 
 		if (n < 0 && errno == EAGAIN)
-			break;
+			return 0;
 		if (n < 0)
 			return -errno;
+		connection->output_start += (size_t)n;
 		connection->output_length -= (size_t)n;
-		memmove(connection->output, connection->output + n, connection->output_length);
 	}
+	free(connection->output);
+	connection->output = NULL;
 	return 0;
 }
 
-static int reply(struct connection *connection, const char *error, json_t *parameters)
+static int append(struct connection *connection, const char *text, size_t length)
 {
-	_cleanup_free_ char *text = NULL;
-	json_t *message = json_object();
-	size_t length = 0;
 	char *output;
-	int result;
 
-	if (error)
-		json_object_set_new(message, "error", json_string(error));
-	json_object_set_new(message, "parameters", parameters ? parameters : json_object());
-	result = varlink_encode(message, &text, &length);
-	json_decref(message);
-	if (result < 0)
-		return result;
 	if (connection->output_length + length > REPLY_OCTETS)
 		return -ENOBUFS;
+	if (connection->output_length)
+		memmove(connection->output, connection->output + connection->output_start,
+			connection->output_length);
+	connection->output_start = 0;
 	output = realloc(connection->output, connection->output_length + length);
 	if (!output)
 		return -ENOMEM;
@@ -148,6 +153,36 @@ static int reply(struct connection *connection, const char *error, json_t *param
 	connection->output = output;
 	connection->output_length += length;
 	return 0;
+}
+
+static int send_reply(
+	struct connection *connection, const char *error, json_t *parameters, bool continues)
+{
+	_cleanup_free_ char *text = NULL;
+	json_t *message = json_object();
+	size_t length = 0;
+	int result;
+
+	if (error)
+		json_object_set_new(message, "error", json_string(error));
+	if (continues)
+		json_object_set_new(message, "continues", json_true());
+	json_object_set_new(message, "parameters", parameters ? parameters : json_object());
+	result = varlink_encode(message, &text, &length);
+	json_decref(message);
+	return result < 0 ? result : append(connection, text, length);
+}
+
+static int reply(struct connection *connection, const char *error, json_t *parameters)
+{
+	int result = send_reply(connection, error, parameters, false);
+
+	if (result != -ENOBUFS || connection->output_length)
+		return result;
+	return send_reply(connection, CONTROL_FAILED,
+		json_pack("{s:s, s:i}", "message",
+			"the answer is larger than 8 MiB; ask for one service", "errno", EMSGSIZE),
+		false);
 }
 
 static bool in_group(const struct peer *peer, gid_t group)
@@ -186,7 +221,7 @@ static int call_own(struct connection *connection, const char *method, const jso
 			json_pack("{s:s}", "method", method));
 	name = json_string_value(json_object_get(parameters, "interface"));
 	if (!name)
-		return reply(connection, "org.varlink.service.InvalidParameter",
+		return reply(connection, CONTROL_INVALID_PARAMETER,
 			json_pack("{s:s}", "parameter", "interface"));
 	if (strcmp(name, INTERFACE) == 0)
 		return reply(
@@ -198,36 +233,62 @@ static int call_own(struct connection *connection, const char *method, const jso
 		json_pack("{s:s}", "interface", name));
 }
 
-static int call_method(struct connection *connection, const struct control_method *method,
-	const json_t *parameters)
+static int refuse_caller(struct connection *connection, const struct control_method *method)
 {
-	const struct control *control = connection->control;
+	return reply(connection, INTERFACE ".PermissionDenied",
+		json_pack("{s:s}", "message",
+			method->changes ? "only root and the group AdminGroup= may change things"
+					: "only root and the groups StatusGroup= and AdminGroup= "
+					  "may read the status"));
+}
+
+/* What a method that failed says. error and parameters: as of control_handler. */
+static int reply_failure(
+	struct connection *connection, int status, const char *error, json_t *parameters)
+{
+	if (error)
+		return reply(connection, error, parameters);
+	json_decref(parameters);
+	return reply(connection, CONTROL_FAILED,
+		json_pack("{s:s, s:i}", "message", strerror(-status), "errno", -status));
+}
+
+static int call_method(struct connection *connection, const struct control_method *method,
+	const json_t *parameters, bool more)
+{
+	struct control *control = connection->control;
+	_cleanup_free_ char *name = NULL;
 	const char *error = NULL;
 	json_t *result = NULL;
 	int status;
 
 	if (!may_call(connection, method))
-		return reply(connection, INTERFACE ".PermissionDenied",
-			json_pack("{s:s}", "message",
-				method->changes
-					? "only root and the group AdminGroup= may change things"
-					: "only root and the groups StatusGroup= and AdminGroup= "
-					  "may read the status"));
-	if (!method->handler)
+		return refuse_caller(connection, method);
+	if (parameters_check(control_interface, method->name, parameters, &name) == -EINVAL)
+		return reply(connection, CONTROL_INVALID_PARAMETER,
+			json_pack("{s:s}", "parameter", name ? name : ""));
+	if (!method->handler && !method->opener)
 		return reply(connection, "org.varlink.service.MethodNotImplemented",
 			json_pack("{s:s}", "method", method->name));
-	connection->control->caller = connection->socket;
+	if (method->opener && !more)
+		return reply(connection, "org.varlink.service.ExpectedMore", NULL);
+	control->caller = connection->socket;
+	if (method->opener) {
+		status = method->opener(
+			control->user_data, parameters, &connection->stream, &result, &error);
+		if (status < 0)
+			return reply_failure(connection, status, error, result);
+		connection->stream->connection = connection;
+		return 0;
+	}
 	status = method->handler(control->user_data, parameters, &result, &error);
-	if (status >= 0)
-		return reply(connection, NULL, result);
-	if (error)
-		return reply(connection, error, result);
-	json_decref(result);
-	return reply(connection, INTERFACE ".Failed",
-		json_pack("{s:s, s:i}", "message", strerror(-status), "errno", -status));
+	if (status < 0)
+		return reply_failure(connection, status, error, result);
+	return reply(connection, NULL, result);
 }
 
-static int call(struct connection *connection, const char *method, const json_t *parameters)
+static int call(
+	struct connection *connection, const char *method, const json_t *parameters, bool more)
 {
 	const char *dot = strrchr(method, '.');
 
@@ -242,7 +303,7 @@ static int call(struct connection *connection, const char *method, const json_t 
 	}
 	for (const struct control_method *m = connection->control->methods; m->name; m++)
 		if (strcmp(m->name, dot + 1) == 0)
-			return call_method(connection, m, parameters);
+			return call_method(connection, m, parameters, more);
 	return reply(connection, "org.varlink.service.MethodNotFound",
 		json_pack("{s:s}", "method", method));
 }
@@ -254,6 +315,7 @@ static int handle(struct connection *connection, const json_t *message)
 	json_t *parameters = json_object_get(message, "parameters");
 	size_t before = connection->output_length;
 	json_t *none = NULL;
+	bool oneway;
 	int result;
 
 	if (!method)
@@ -265,9 +327,12 @@ static int handle(struct connection *connection, const json_t *message)
 		return -EBADMSG;
 	if (!json_is_object(parameters))
 		parameters = none = json_object();
-	result = call(connection, method, parameters);
+	/* Nobody reads the many replies of a call that wants none. */
+	oneway = json_is_true(json_object_get(message, "oneway"));
+	result = call(connection, method, parameters,
+		!oneway && json_is_true(json_object_get(message, "more")));
 	json_decref(none);
-	if (json_is_true(json_object_get(message, "oneway")))
+	if (oneway)
 		connection->output_length = before;
 	return result;
 }
@@ -294,12 +359,34 @@ static int take_call(struct connection *connection)
 	return result < 0 ? result : 1;
 }
 
+/* 1: there may be more, when these are out; 0: the stream has nothing more to say for now. */
+static int take_replies(struct connection *connection)
+{
+	while (connection->output_length < STREAM_OCTETS) {
+		json_t *parameters = NULL;
+		int result = connection->stream->next(connection->stream, &parameters);
+
+		if (result > 0)
+			result = send_reply(connection, NULL, parameters, true);
+		else
+			return result;
+		if (result < 0)
+			return result;
+	}
+	return 1;
+}
+
 /* Waits for what comes next: room to write, more to read, or, with both, no time at all. */
 static int await(struct connection *connection, bool more)
 {
 	bool half = connection->input.length > connection->input.consumed;
 	uint32_t events = more ? EPOLLIN | EPOLLOUT : EPOLLIN;
 
+	if (connection->stream) {
+		connection->waits_since_usec = 0; /* it may take its time */
+		return sd_event_source_set_io_events(
+			connection->source, more || connection->output_length ? EPOLLOUT : 0);
+	}
 	if (!connection->output_length && (more || !half))
 		connection->waits_since_usec = 0;
 	else if (!connection->waits_since_usec)
@@ -318,7 +405,7 @@ static void serve(struct connection *connection)
 	int result = 0;
 
 	if (!more) {
-		result = take_call(connection);
+		result = connection->stream ? take_replies(connection) : take_call(connection);
 		more = result > 0;
 	}
 	if (result >= 0)
@@ -346,6 +433,11 @@ static int on_io(sd_event_source *source, int fd, uint32_t events, void *user_da
 {
 	struct connection *connection = user_data;
 
+	/* A stream that has nothing to send would not notice otherwise. */
+	if (connection->stream && events & (EPOLLHUP | EPOLLERR)) {
+		connection_free(connection);
+		return 0;
+	}
 	if (!connection->account || account_may(connection->account, &connection->turn))
 		serve(connection);
 	else
@@ -460,6 +552,13 @@ struct control *control_free(struct control *control)
 	sd_event_unref(control->event);
 	free(control);
 	return NULL;
+}
+
+void control_stream_wake(struct control_stream *stream)
+{
+	/* Not yet said to be one: its first reply is on its way anyway. */
+	if (stream->connection)
+		sd_event_source_set_io_events(stream->connection->source, EPOLLOUT);
 }
 
 void control_set_groups(struct control *control, gid_t status_group, gid_t admin_group)

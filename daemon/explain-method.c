@@ -13,13 +13,12 @@
 #include "daemon/key-file.h"
 #include "daemon/manager.h"
 
-#define INVALID_PARAMETER "org.varlink.service.InvalidParameter"
 #define DATAGRAM_MAX 65535
 
 /* The handler's answer to a parameter that it does not take. */
 static int invalid_parameter(const char *name, json_t **ret, const char **ret_error)
 {
-	*ret_error = INVALID_PARAMETER;
+	*ret_error = CONTROL_INVALID_PARAMETER;
 	*ret = json_pack("{s:s}", "parameter", name);
 	return -EINVAL;
 }
@@ -34,7 +33,7 @@ static int failed(json_t **ret, const char **ret_error, const char *format, ...)
 	if (vasprintf(&message, format, arguments) < 0)
 		message = NULL;
 	va_end(arguments);
-	*ret_error = "io.reuseport.Control.Failed";
+	*ret_error = CONTROL_FAILED;
 	*ret = json_pack(
 		"{s:s, s:i}", "message", message ? message : "not enough memory", "errno", ENOENT);
 	return -ENOENT;
@@ -48,7 +47,7 @@ static int find_listener(struct manager *manager, const char *service_name,
 	const struct listener *found = NULL;
 
 	if (service_name && !manager_find_service(manager, service_name)) {
-		*ret_error = "io.reuseport.Control.NoSuchService";
+		*ret_error = CONTROL_NO_SERVICE;
 		*ret = json_pack("{s:s}", "name", service_name);
 		return -ENOENT;
 	}

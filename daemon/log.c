@@ -9,7 +9,7 @@
 #include <sys/uio.h>
 #include <systemd/sd-journal.h>
 
-#define FIELDS_MAX 8
+#define FIELDS_MAX 9
 
 /* $JOURNAL_STREAM alone says nothing about a standard error that was redirected since
  * (systemd.exec(5)). */
@@ -44,7 +44,7 @@ static void add_field(struct fields *fields, const char *name, const char *value
 
 /* sd_journal_send() would add the place in this file, and needs a format for each set of fields. */
 static int send_entry(
-	int priority, const char *event, const struct log_about *about, const char *message)
+	int priority, const char *message_id, const struct log_about *about, const char *message)
 {
 	struct fields fields = {.n = 0};
 	char number[16];
@@ -54,7 +54,7 @@ static int send_entry(
 	snprintf(number, sizeof(number), "%d", priority);
 	add_field(&fields, "PRIORITY", number);
 	add_field(&fields, "SYSLOG_IDENTIFIER", "reuseportd");
-	add_field(&fields, "MESSAGE_ID", event);
+	add_field(&fields, "MESSAGE_ID", message_id);
 	if (about) {
 		add_field(&fields, "SERVICE", about->service);
 		add_field(&fields, "LISTENER", about->listener);
@@ -62,6 +62,12 @@ static int send_entry(
 		if (about->slot) {
 			snprintf(number, sizeof(number), "%u", *about->slot);
 			add_field(&fields, "SLOT", number);
+		}
+		/* The journal's own name for the process that an entry is about
+		 * (systemd.journal-fields(7)). */
+		if (about->pid > 0) {
+			snprintf(number, sizeof(number), "%d", (int)about->pid);
+			add_field(&fields, "OBJECT_PID", number);
 		}
 	}
 	result = sd_journal_sendv(fields.parts, fields.n);
@@ -85,8 +91,8 @@ static void write_lines(int priority, const char *message)
 	}
 }
 
-void log_entry(
-	int priority, const char *event, const struct log_about *about, const char *format, ...)
+void log_entry(int priority, const char *message_id, const struct log_about *about,
+	const char *format, ...)
 {
 	bool journal = stderr_is_journal();
 	_cleanup_free_ char *message = NULL;
@@ -100,7 +106,7 @@ void log_entry(
 		message = NULL;
 		return;
 	}
-	if (journal && event && send_entry(priority, event, about, message) >= 0)
+	if (journal && message_id && send_entry(priority, message_id, about, message) >= 0)
 		return;
 	write_lines(journal ? priority : -1, message);
 }

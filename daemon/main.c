@@ -22,9 +22,11 @@
 #include "common/util.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
+#include "daemon/event.h"
 #include "daemon/linger.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
+#include "daemon/monitor.h"
 #include "daemon/privileges.h"
 #include "daemon/state.h"
 #include "daemon/store.h"
@@ -371,6 +373,11 @@ static int open_doors(struct manager *manager, const struct options *options)
 		manager->store, options->runtime_directory, "control", "control.sock", SOCK_STREAM);
 	if (control < 0)
 		return control;
+	result = monitor_new(&manager->monitor);
+	if (result < 0) {
+		close_fd(&control);
+		return result;
+	}
 	result = control_new(&manager->control, manager->event, control, manager_methods, manager);
 	if (result < 0)
 		return result;
@@ -435,8 +442,8 @@ static int find_state(
 
 static void refuse_config(struct options *options, const char *error)
 {
-	log_entry(LOG_ERR, EVENT_RELOAD_REFUSED, NULL,
-		"the configuration is refused, what the earlier daemon served goes on:\n%s", error);
+	event_tell(NULL, EVENT_RELOAD_REFUSED, &(struct event_about){.reason = error},
+		"the configuration is refused, what the earlier daemon served goes on");
 	options->old_config = true;
 }
 
@@ -489,7 +496,7 @@ static int serve(struct manager *manager, sd_event *event, struct options *optio
 	sd_event_set_watchdog(event, true);
 	sd_notifyf(0, "READY=1\nSTATUS=%s",
 		options->old_config ? "Running; the configuration was refused" : "Running");
-	log_entry(LOG_INFO, EVENT_READY, NULL, "reuseportd %s is ready in %s", VERSION,
+	event_tell(manager, EVENT_READY, NULL, "reuseportd %s is ready in %s", VERSION,
 		options->runtime_directory);
 	manager_answer_caller(manager);
 	linger_init();

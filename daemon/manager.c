@@ -15,9 +15,10 @@
 
 #include "common/util.h"
 #include "daemon/control.h"
+#include "daemon/event.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
-#include "daemon/log.h"
+#include "daemon/monitor.h"
 #include "daemon/state.h"
 #include "daemon/store.h"
 
@@ -233,8 +234,8 @@ struct manager *manager_free(struct manager *manager)
 		service_free(manager->services);
 		manager->services = next;
 	}
-	if (manager->control)
-		control_free(manager->control);
+	manager->control = control_free(manager->control);
+	manager->monitor = monitor_free(manager->monitor);
 	accounts_free(manager->accounts);
 	if (manager->ring)
 		ring_buffer__free(manager->ring);
@@ -359,11 +360,13 @@ int manager_reload_files(struct manager *manager, char **ret_error)
 	if (result >= 0)
 		result = manager_reload(manager, config, ret_error);
 	if (result < 0)
-		log_entry(LOG_ERR, EVENT_RELOAD_REFUSED, NULL,
-			"reload refused, all stays as it was:\n%s",
-			*ret_error ? *ret_error : strerror(-result));
+		event_tell(manager, EVENT_RELOAD_REFUSED,
+			&(struct event_about){
+				.reason = *ret_error ? *ret_error : strerror(-result),
+			},
+			"reload refused, all stays as it was");
 	else
-		log_entry(LOG_INFO, EVENT_RELOADED, NULL, "configuration reloaded");
+		event_tell(manager, EVENT_RELOADED, NULL, "configuration reloaded");
 	sd_notifyf(0, "READY=1\nSTATUS=%s",
 		result < 0 ? "Running; the last reload was refused" : "Running");
 	return result;

@@ -27,6 +27,7 @@
 
 struct client;
 struct group;
+struct monitor;
 struct ring_buffer;
 struct state;
 struct store;
@@ -62,6 +63,7 @@ struct registration {
 	bool exited;           /* its process is gone, others still hold its sockets */
 	bool acked;            /* all workers are granted and acknowledged */
 	uint32_t drain_untold; /* enum protocol_drain_reason: its client is still to be told */
+	uint64_t ready_usec;   /* the first of its workers, CLOCK_MONOTONIC; 0: not yet */
 	struct worker *workers;
 	uint32_t n_workers;
 	/* The rest with PROTOCOL_REGISTER_ADOPT only: workers come as they bring sockets. */
@@ -124,6 +126,7 @@ struct manager {
 	int ring_map;
 	struct ring_buffer *ring;
 	struct control *control;
+	struct monitor *monitor;
 	uint64_t started_usec;                                               /* CLOCK_REALTIME */
 	int (*load)(struct config **ret, char **ret_error, void *user_data); /* for reload */
 	void *load_data;
@@ -163,15 +166,6 @@ int manager_keep_state(struct manager *manager);
 int manager_reexec(struct manager *manager, int caller);
 /* Who asked the earlier process for this one. */
 void manager_answer_caller(struct manager *manager);
-
-/* An entry about a listener; log.h has the rest. */
-#define log_listener(priority, event, about_listener, ...)                  \
-	log_entry(priority, event,                                          \
-		&(struct log_about){                                        \
-			.service = (about_listener)->service->config->name, \
-			.listener = (about_listener)->config->name,         \
-		},                                                          \
-		__VA_ARGS__)
 
 /* CLOCK_REALTIME and CLOCK_MONOTONIC in microseconds. */
 uint64_t now_realtime(void);

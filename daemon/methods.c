@@ -8,47 +8,21 @@
 
 #include "common/util.h"
 #include "daemon/control.h"
+#include "daemon/event.h"
 #include "daemon/explain.h"
 #include "daemon/manager.h"
+#include "daemon/monitor.h"
 #include "daemon/status.h"
 #include "daemon/store.h"
-
-#define ERROR_FAILED "io.reuseport.Control.Failed"
-#define ERROR_NO_SERVICE "io.reuseport.Control.NoSuchService"
-#define ERROR_NO_WORKER "io.reuseport.Control.NoSuchWorker"
 
 static const char *string_parameter(const json_t *parameters, const char *name)
 {
 	return json_string_value(json_object_get(parameters, name));
 }
 
-/*
- * A parameter of the wrong type must not count as absent: a worker's number given as a string would
- * leave its whole service named.
- */
-static int check_types(const json_t *parameters, json_t **ret, const char **ret_error)
-{
-	static const struct {
-		const char *name;
-		json_type type;
-	} types[] = {{"worker", JSON_INTEGER}, {"instance", JSON_STRING}, {"service", JSON_STRING},
-		{"listener", JSON_STRING}};
-
-	for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
-		const json_t *value = json_object_get(parameters, types[i].name);
-
-		if (!value || json_is_null(value) || json_typeof(value) == types[i].type)
-			continue;
-		*ret_error = "org.varlink.service.InvalidParameter";
-		*ret = json_pack("{s:s}", "parameter", types[i].name);
-		return -EINVAL;
-	}
-	return 0;
-}
-
 static int no_service(const char *name, json_t **ret, const char **ret_error)
 {
-	*ret_error = ERROR_NO_SERVICE;
+	*ret_error = CONTROL_NO_SERVICE;
 	*ret = json_pack("{s:s}", "name", name);
 	return -ENOENT;
 }
@@ -58,10 +32,7 @@ static int method_status(
 {
 	struct manager *manager = user_data;
 	const char *name = string_parameter(parameters, "service");
-	int result = check_types(parameters, ret, ret_error);
 
-	if (result < 0)
-		return result;
 	if (name && !manager_find_service(manager, name))
 		return no_service(name, ret, ret_error);
 	*ret = json_pack("{s:o, s:o}", "daemon", status_daemon(manager), "services",
@@ -81,12 +52,9 @@ static int for_each_named(struct manager *manager, const json_t *parameters,
 	const char *instance = string_parameter(parameters, "instance");
 	const char *service = string_parameter(parameters, "service");
 	unsigned n = 0, found = 0;
-	int result = check_types(parameters, ret, ret_error);
 
-	if (result < 0)
-		return result;
 	if (!json_is_integer(slot) && !instance && !service) {
-		*ret_error = "org.varlink.service.InvalidParameter";
+		*ret_error = CONTROL_INVALID_PARAMETER;
 		*ret = json_pack("{s:s}", "parameter", "worker");
 		return -EINVAL;
 	}
@@ -104,7 +72,7 @@ static int for_each_named(struct manager *manager, const json_t *parameters,
 		n += change(worker, value);
 	}
 	if (!found) {
-		*ret_error = ERROR_NO_WORKER;
+		*ret_error = CONTROL_NO_WORKER;
 		*ret = json_is_integer(slot)
 			       ? json_pack("{s:o}", "worker",
 					 json_sprintf(
@@ -134,6 +102,13 @@ static unsigned change_weight(struct worker *worker, int64_t value)
 		return 0;
 	worker->weight = (uint16_t)value;
 	service_update(worker->registration->service);
+	event_tell(worker->registration->service->manager, EVENT_WORKER_WEIGHT,
+		&(struct event_about){
+			.registration = worker->registration,
+			.slot = &worker->slot,
+			.n_slots = 1,
+		},
+		"has weight %u", worker->weight);
 	return 1;
 }
 
@@ -168,9 +143,8 @@ static int method_set_weight(
 {
 	const json_t *weight = json_object_get(parameters, "weight");
 
-	if (!json_is_integer(weight) || json_integer_value(weight) < 1 ||
-		json_integer_value(weight) > 1000) {
-		*ret_error = "org.varlink.service.InvalidParameter";
+	if (json_integer_value(weight) < 1 || json_integer_value(weight) > 1000) {
+		*ret_error = CONTROL_INVALID_PARAMETER;
 		*ret = json_pack("{s:s}", "parameter", "weight");
 		return -EINVAL;
 	}
@@ -185,7 +159,7 @@ static int method_reload(
 	int result = manager_reload_files(user_data, &error);
 
 	if (result < 0) {
-		*ret_error = ERROR_FAILED;
+		*ret_error = CONTROL_FAILED;
 		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
 			"errno", -result);
 		return result;
@@ -204,7 +178,7 @@ static int method_reexec(
 	if (asprintf(&message, "cannot run %s: %s; the daemon goes on as before", manager->program,
 		    strerror(-result)) < 0)
 		return result;
-	*ret_error = ERROR_FAILED;
+	*ret_error = CONTROL_FAILED;
 	*ret = json_pack("{s:s, s:i}", "message", message, "errno", -result);
 	free(message);
 	return result;
@@ -218,21 +192,14 @@ static int method_rotate_keys(
 	_cleanup_free_ char *error = NULL;
 	struct service *service;
 	unsigned n = 0;
-	int result = check_types(parameters, ret, ret_error);
+	int result;
 
-	if (result < 0)
-		return result;
-	if (!name) {
-		*ret_error = "org.varlink.service.InvalidParameter";
-		*ret = json_pack("{s:s}", "parameter", "service");
-		return -EINVAL;
-	}
 	service = manager_find_service(user_data, name);
 	if (!service)
 		return no_service(name, ret, ret_error);
 	result = service_rotate_keys(service, listener, &n, &error);
 	if (result < 0) {
-		*ret_error = ERROR_FAILED;
+		*ret_error = CONTROL_FAILED;
 		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
 			"errno", -result);
 		return result;
@@ -243,7 +210,7 @@ static int method_rotate_keys(
 
 const struct control_method manager_methods[] = {
 	{.name = "Status", .handler = method_status},
-	{.name = "Monitor"},
+	{.name = "Monitor", .opener = monitor_open},
 	{.name = "Explain", .handler = explain_method},
 	{.name = "Drain", .changes = true, .handler = method_drain},
 	{.name = "Undrain", .changes = true, .handler = method_undrain},

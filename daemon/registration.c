@@ -15,8 +15,8 @@
 #include <sys/epoll.h>
 
 #include "common/util.h"
+#include "daemon/event.h"
 #include "daemon/group.h"
-#include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/store.h"
 
@@ -135,14 +135,32 @@ int registration_new_adopting(struct registration **ret, struct service *service
 	return 0;
 }
 
-#define log_registration(registration, event, ...)                        \
-	log_entry(LOG_INFO, event,                                        \
-		&(struct log_about){                                      \
-			.service = (registration)->service->config->name, \
-			.instance = (registration)->instance,             \
-			.slot = &(registration)->workers[0].slot,         \
-		},                                                        \
-		__VA_ARGS__)
+/* slot: the first of n that changed. */
+static void tell_change(const struct registration *registration, enum event event,
+	const uint16_t *slot, uint32_t n, const char *reason, const char *text)
+{
+	event_tell(registration->service->manager, event,
+		&(struct event_about){
+			.registration = registration,
+			.slot = slot,
+			.n_slots = n,
+			.reason = reason,
+		},
+		"%s", text);
+}
+
+static void tell_gone(const struct registration *registration, const char *reason)
+{
+	event_tell(registration->service->manager, EVENT_WORKER_GONE,
+		&(struct event_about){
+			.registration = registration,
+			.reason = reason,
+			.served_usec = registration->ready_usec
+					       ? now_monotonic() - registration->ready_usec
+					       : 0,
+		},
+		"gone");
+}
 
 static void release_sockets(struct registration *registration)
 {
@@ -174,11 +192,7 @@ void registration_free(struct registration *registration, const char *reason)
 		if (was_active)
 			service_update(service);
 		if (registration->n_workers)
-			log_registration(registration, EVENT_WORKER_GONE,
-				"%s: instance %s (pid %d, slot %u%s) gone: %s",
-				service->config->name, registration->instance,
-				(int)registration->pid, registration->workers[0].slot,
-				registration->n_workers > 1 ? " and more" : "", reason);
+			tell_gone(registration, reason);
 		release_sockets(registration);
 	}
 	for (uint32_t i = 0; i < registration->n_workers; i++)
@@ -283,25 +297,31 @@ static void open_slot(const struct worker *worker)
 			group_open_slot(service->listeners[i]->group, worker->slot, true);
 }
 
+static void set_ready_time(struct registration *registration)
+{
+	if (!registration->ready_usec)
+		registration->ready_usec = now_monotonic();
+}
+
 void registration_ready(struct registration *registration)
 {
-	unsigned n = 0;
+	const uint16_t *first = NULL;
+	uint32_t n = 0;
 
 	registration->ready = true;
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		if (registration->workers[i].state == WORKER_JOINING) {
 			set_state(&registration->workers[i], WORKER_ACTIVE);
-			n++;
+			first = n++ ? first : &registration->workers[i].slot;
 		}
 	if (!n)
 		return;
+	set_ready_time(registration);
 	store_commit(registration->service->manager->store);
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		open_slot(&registration->workers[i]);
 	service_update(registration->service);
-	log_registration(registration, EVENT_WORKER_ACTIVE,
-		"%s: instance %s (pid %d, %u slots) active", registration->service->config->name,
-		registration->instance, (int)registration->pid, n);
+	tell_change(registration, EVENT_WORKER_ACTIVE, first, n, NULL, "active");
 	drain_predecessors(registration);
 }
 
@@ -387,10 +407,8 @@ void registration_joined(struct worker *worker, const struct listener *listener)
 		return;
 	if (worker->state == WORKER_JOINING) {
 		set_state(worker, WORKER_ACTIVE);
-		log_registration(registration, EVENT_WORKER_ACTIVE,
-			"%s: instance %s (pid %d, slot %u) active",
-			registration->service->config->name, registration->instance,
-			(int)registration->pid, worker->slot);
+		set_ready_time(registration);
+		tell_change(registration, EVENT_WORKER_ACTIVE, &worker->slot, 1, NULL, "active");
 	}
 	open_slot(worker);
 	service_update(registration->service);
@@ -425,11 +443,26 @@ void registration_tell_drain(struct registration *registration)
 	store_touch(registration->service->manager->store);
 }
 
+static const char *drain_reason(uint32_t reason)
+{
+	switch (reason) {
+	case PROTOCOL_DRAIN_REPLACED:
+		return "another one of this instance is ready";
+	case PROTOCOL_DRAIN_OPERATOR:
+		return "an operator said so";
+	case PROTOCOL_DRAIN_RELOAD:
+		return "its service left the configuration";
+	default:
+		return "its server said so";
+	}
+}
+
 unsigned registration_drain(struct registration *registration, int32_t slot, uint32_t reason)
 {
 	struct service *service = registration->service;
 	uint64_t timeout = service->config->drain_timeout_usec;
 	bool idle = registration->max_workers && !registration->n_workers;
+	const uint16_t *first = NULL;
 	unsigned n = 0;
 	bool all = true;
 
@@ -445,7 +478,7 @@ unsigned registration_drain(struct registration *registration, int32_t slot, uin
 			continue;
 		set_state(worker, WORKER_DRAINING);
 		worker->drain_before_usec = timeout ? now_monotonic() + timeout : 0;
-		n++;
+		first = n++ ? first : &worker->slot;
 	}
 	if (!n)
 		return 0;
@@ -456,15 +489,15 @@ unsigned registration_drain(struct registration *registration, int32_t slot, uin
 		registration->drain_untold = reason;
 	store_commit(service->manager->store);
 	service_update(service);
-	log_registration(registration, EVENT_WORKER_DRAINING,
-		"%s: instance %s (pid %d, %u slots) draining", service->config->name,
-		registration->instance, (int)registration->pid, n);
+	tell_change(
+		registration, EVENT_WORKER_DRAINING, first, n, drain_reason(reason), "draining");
 	registration_tell_drain(registration);
 	return n;
 }
 
 unsigned registration_undrain(struct registration *registration, int32_t slot)
 {
+	const uint16_t *first = NULL;
 	unsigned n = 0;
 
 	registration->drained &= slot >= 0;
@@ -476,11 +509,12 @@ unsigned registration_undrain(struct registration *registration, int32_t slot)
 			continue;
 		set_state(worker, WORKER_ACTIVE);
 		worker->drain_before_usec = 0;
-		n++;
+		first = n++ ? first : &worker->slot;
 	}
 	if (n) {
 		store_commit(registration->service->manager->store);
 		service_update(registration->service);
+		tell_change(registration, EVENT_WORKER_UNDRAINED, first, n, NULL, "active again");
 	}
 	return n;
 }
@@ -490,6 +524,8 @@ void registration_check(struct registration *registration)
 	struct service *service = registration->service;
 	uint64_t now = now_monotonic(), timeout = service->config->drain_timeout_usec;
 	bool changed = false, any_socket = false, overdue = false;
+	const uint16_t *first = NULL;
+	uint32_t n = 0;
 
 	if (!registration->acked)
 		return;
@@ -504,12 +540,17 @@ void registration_check(struct registration *registration)
 			set_state(worker, WORKER_DRAINING);
 			worker->drain_before_usec = timeout ? now + timeout : 0;
 			changed = true;
+			first = n++ ? first : &worker->slot;
 		}
 		overdue |= worker->state == WORKER_DRAINING && worker->drain_before_usec &&
 			   now >= worker->drain_before_usec;
 	}
 	if (changed)
 		service_update(service);
+	if (n)
+		tell_change(registration, EVENT_WORKER_DRAINING, first, n,
+			registration->exited ? "its process has ended" : "its sockets are closed",
+			"draining");
 	if (registration->adopted_usec && registration->ready && any_socket)
 		drain_predecessors(registration);
 	if (registration->exited && !any_socket)
@@ -585,12 +626,13 @@ json_t *registration_to_json(const struct registration *registration)
 		json_array_append_new(workers, worker_to_json(&registration->workers[i]));
 	for (uint32_t i = 0; i < registration->n_granted; i++)
 		json_array_append_new(granted, json_integer(registration->granted[i]));
-	return json_pack("{s:I, s:s, s:I, s:I, s:I, s:b, s:b, s:I, s:I, s:o, s:o, s:o, s:o}", "id",
-		(json_int_t)registration->id, "instance", registration->instance, "uid",
+	return json_pack("{s:I, s:s, s:I, s:I, s:I, s:b, s:b, s:I, s:I, s:I, s:o, s:o, s:o, s:o}",
+		"id", (json_int_t)registration->id, "instance", registration->instance, "uid",
 		(json_int_t)registration->uid, "pid", (json_int_t)registration->pid, "pidfd",
 		(json_int_t)registration->pidfd_entry, "exited", registration->exited, "acked",
 		registration->acked, "client", (json_int_t)client, "drain_untold",
-		(json_int_t)registration->drain_untold, "workers", workers, "granted", granted,
+		(json_int_t)registration->drain_untold, "ready_since",
+		(json_int_t)registration->ready_usec, "workers", workers, "granted", granted,
 		"told", told_to_json(registration), "adopting", adopting_to_json(registration));
 }
 
@@ -684,6 +726,7 @@ int registration_resume(struct service *service, struct client *client, const js
 	registration->exited = json_is_true(json_object_get(json, "exited"));
 	registration->acked = json_is_true(json_object_get(json, "acked"));
 	registration->drain_untold = (uint32_t)number_of(json, "drain_untold");
+	registration->ready_usec = number_of(json, "ready_since");
 	registration->n_workers = n;
 	manager_account(service->manager, registration->uid)->n_slots += registration->n_workers;
 	for (uint32_t i = 0; i < n; i++)

@@ -13,7 +13,9 @@
 #include <string.h>
 
 #include "common/util.h"
+#include "daemon/event.h"
 #include "daemon/group.h"
+#include "daemon/event.h"
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
@@ -71,6 +73,12 @@ static int check_rotation(const struct listener *listener, bool named, char **re
 	return 1;
 }
 
+static void tell_rotated(const struct listener *listener)
+{
+	event_listener(EVENT_KEY_ROTATED, listener, NULL,
+		"connection IDs are made under rotation %u from now on", listener->keys->current);
+}
+
 static int rotate(struct listener *listener, char **ret_error)
 {
 	uint8_t before = listener->keys->current;
@@ -88,10 +96,7 @@ static int rotate(struct listener *listener, char **ret_error)
 	listener->keys_version++;
 	store_touch(listener->service->manager->store);
 	store_commit(listener->service->manager->store);
-	log_listener(LOG_INFO, EVENT_KEY_ROTATED, listener,
-		"%s: listener %s: key rotated, connection IDs are made under rotation %u from now "
-		"on",
-		listener->service->config->name, listener->config->name, listener->keys->current);
+	tell_rotated(listener);
 	tell_workers(listener);
 	return 0;
 }
@@ -153,9 +158,8 @@ static void retire(struct listener *listener, uint8_t rotation)
 
 	store_touch(listener->service->manager->store);
 	group_quic_set_keys(listener->group->quic, listener->keys);
-	log_listener(LOG_INFO, EVENT_KEY_RETIRED, listener,
-		"%s: listener %s: the key of rotation %u is gone with the last worker that had it",
-		listener->service->config->name, listener->config->name, rotation);
+	event_listener(EVENT_KEY_RETIRED, listener, NULL,
+		"the key of rotation %u is gone with the last worker that had it", rotation);
 	if (result < 0)
 		log_warning(
 			"%s: listener %s: cannot take that key off the disk: %s; the next start "
@@ -215,8 +219,6 @@ void listener_commit_keys(struct listener *listener)
 	if (current)
 		return;
 	listener->keys_version++;
-	log_listener(LOG_INFO, EVENT_KEY_ROTATED, listener,
-		"%s: listener %s: connection IDs are made under rotation %u from now on",
-		listener->service->config->name, listener->config->name, keys->current);
+	tell_rotated(listener);
 	tell_workers(listener);
 }

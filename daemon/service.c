@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/util.h"
+#include "daemon/event.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
@@ -256,10 +257,7 @@ void service_commit(struct service *service, struct service_config *config, stru
 			listener_commit_keys(listener);
 			continue;
 		}
-		log_entry(LOG_INFO, EVENT_LISTENER_CLOSED,
-			&(struct log_about){
-				.service = config->name, .listener = listener->config->name},
-			"%s: listener %s (%s://%s) closed", config->name, listener->config->name,
+		event_listener(EVENT_LISTENER_CLOSED, listener, NULL, "%s://%s closed",
 			transport_name(listener->config->transport),
 			listener->config->address_text);
 		group_refuse(listener->group);
@@ -274,15 +272,14 @@ void service_commit(struct service *service, struct service_config *config, stru
 		index = free_index(service);
 		fresh[i]->index = (uint32_t)index;
 		service->listeners[index] = fresh[i];
-		log_entry(LOG_INFO, EVENT_LISTENER_OPEN,
-			&(struct log_about){
-				.service = config->name, .listener = fresh[i]->config->name},
-			"%s: listener %s open on %s://%s", config->name, fresh[i]->config->name,
-			transport_name(fresh[i]->config->transport),
-			fresh[i]->config->address_text);
 	}
-	free(fresh);
 	service->config = config;
+	for (size_t i = 0; i < config->n_listeners; i++)
+		if (fresh[i])
+			event_listener(EVENT_LISTENER_OPEN, fresh[i], NULL, "open on %s://%s",
+				transport_name(fresh[i]->config->transport),
+				fresh[i]->config->address_text);
+	free(fresh);
 	service->removed = false;
 	service_config_free(old);
 	service_update(service);
@@ -331,9 +328,8 @@ void service_remove(struct service *service)
 			group_refuse(service->listeners[i]->group);
 			service->listeners[i] = listener_free(service->listeners[i]);
 		}
-	log_entry(LOG_INFO, EVENT_SERVICE_REMOVED,
-		&(struct log_about){.service = service->config->name},
-		"%s: removed from the configuration", service->config->name);
+	event_tell(service->manager, EVENT_SERVICE_REMOVED,
+		&(struct event_about){.service = service}, "removed from the configuration");
 	for (struct registration *r = service->registrations, *next; r; r = next) {
 		next = r->next;
 		registration_drain(r, -1, PROTOCOL_DRAIN_RELOAD);
@@ -405,9 +401,8 @@ static void update_listener(struct listener *listener, struct maglev_member *mem
 		result = group_make_standby(
 			listener->group, listener->config, (uint16_t)service->reserved_slot, &step);
 	if (result < 0)
-		log_listener(LOG_WARNING, EVENT_LISTENER_TROUBLE, listener,
-			"%s: listener %s: %s: %s; tried again every second", service->config->name,
-			listener->config->name, step, strerror(-result));
+		event_listener(EVENT_LISTENER_TROUBLE, listener, strerror(-result),
+			"cannot %s, tried again every second", step);
 }
 
 void service_update(struct service *service)

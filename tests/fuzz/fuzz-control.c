@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Calls to the control socket, through its reader, its checks and every method: each call gets one
- * answer that is JSON, or ends its connection. The services are plain memory.
+ * answer that is JSON, or ends its connection; Monitor gets answers until it has nothing to say.
+ * The services are plain memory.
  */
 #include "daemon/account.c"
 #include "daemon/control.c"
+#include "daemon/event.c"
 #include "daemon/group.h"
 #include "daemon/explain-method.c"
 #include "daemon/methods.c"
-#undef INVALID_PARAMETER
+#include "daemon/monitor.c"
+#include "daemon/parameters.c"
 #include "daemon/peer.c"
 #include "daemon/store.h"
 #include "proto/varlink.c"
@@ -37,6 +40,11 @@ static struct manager manager = {.services = &service, .program = "reuseportd"};
 void log_entry(
 	int priority, const char *event, const struct log_about *about, const char *format, ...)
 {
+}
+
+uint64_t now_realtime(void)
+{
+	return 1;
 }
 
 json_t *status_daemon(const struct manager *m)
@@ -160,6 +168,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 				manager_methods, &manager) < 0)
 			abort();
 		manager.control = control;
+		if (monitor_new(&manager.monitor) < 0)
+			abort();
 	}
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
 		abort();
@@ -170,10 +180,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	shutdown(pair[1], SHUT_WR);
 	/* Each serve() answers a call of two octets at least, or reads, or is the end. */
 	for (size_t i = 0; control->connections; i++) {
+		/* Another client changes something: once more than are kept. */
+		for (size_t k = 0; k < (i == 1 ? MONITOR_EVENTS + 1 : i % 2); k++)
+			event_tell(&manager, EVENT_KEY_ROTATED,
+				&(struct event_about){.listener = &listener}, "rotated");
+
 		if (i > size + 10)
 			abort();
 		serve(connection);
 		check_answers(pair[1]);
+		if (control->connections && connection->stream && !connection->output_length &&
+			i > size)
+			connection_free(connection);
 	}
 	close(pair[1]);
 	return 0;

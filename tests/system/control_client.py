@@ -41,11 +41,19 @@ class Control:
         message, self.received = self.received.split(b"\0", 1)
         return json.loads(message)
 
-    def call(self, method, **parameters):
-        """Parameters of the reply. A method without a dot is one of io.reuseport.Control."""
+    def send(self, method, parameters, **flags):
+        """A method without a dot is one of io.reuseport.Control. flags: "more", "oneway", "upgrade"."""
         if "." not in method:
             method = INTERFACE + "." + method
-        self.socket.sendall(json.dumps({"method": method, "parameters": parameters}).encode() + b"\0")
+        call = {"method": method, "parameters": parameters, **flags}
+        self.socket.sendall(json.dumps(call).encode() + b"\0")
+
+    def call(self, method, **parameters):
+        """Parameters of the reply."""
+        self.send(method, parameters)
+        return self.reply()
+
+    def reply(self):
         reply = self.receive()
         if "error" in reply:
             raise ControlError(reply["error"], reply.get("parameters", {}))

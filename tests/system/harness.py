@@ -272,6 +272,11 @@ class Daemon:
     def pid(self):
         return self.process.pid
 
+    def resident(self):
+        """KiB of its memory."""
+        status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")))
+
     def worker(self, **options):
         worker = Worker(self.worker_socket, **options)
         self.workers.append(worker)

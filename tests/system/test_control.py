@@ -8,7 +8,9 @@ import pytest
 import harness
 import worker_protocol as proto
 from control_client import ControlError
+from varlink_interface import Interface
 
+INTERFACE = Interface()
 PORT = 8080
 ADDRESS = ("127.0.0.1", PORT)
 
@@ -192,3 +194,97 @@ ListenStream=127.0.0.1:{PORT}
     assert kinds == [proto.DRAIN_REQUESTED, proto.GOODBYE]
     assert [w["instance"] for w in daemon.status()["services"][0]["workers"]] == ["other"]
     assert connections_reach([slow, other]) == {other}
+
+
+RIGHT = {"int": 1, "string": "web"}
+WRONG = {"int": ["1", 1.5, [1], True], "string": [1, False, {"a": "b"}, ["web"]]}
+
+
+def complete(takes):
+    """Parameters of which each has its type, and that name nobody."""
+    return {name: RIGHT[type_] for name, type_ in takes.items() if not type_.startswith("?")}
+
+
+@pytest.mark.parametrize("method", sorted(INTERFACE.methods))
+def test_each_method_names_the_parameter_that_is_wrong(daemon, method):
+    takes, _ = INTERFACE.methods[method]
+    calls = [({**complete(takes), "wrong": 1}, "wrong"), ({**complete(takes), "Service": None}, "Service")]
+    for name, type_ in takes.items():
+        calls += [({**complete(takes), name: value}, name) for value in WRONG[type_.lstrip("?")]]
+        if not type_.startswith("?"):
+            calls += [({k: v for k, v in complete(takes).items() if k != name}, name),
+                      ({**complete(takes), name: None}, name)]
+    assert len(calls) == 2 + sum(4 + 2 * (not t.startswith("?")) for t in takes.values())
+    with daemon.control() as control:
+        for parameters, name in calls:
+            control.send(method, parameters, more=True)
+            with pytest.raises(ControlError) as info:
+                control.reply()
+            assert (info.value.name, info.value.parameters) == \
+                ("org.varlink.service.InvalidParameter", {"parameter": name}), parameters
+
+
+def test_status_is_what_the_interface_says(start_daemon, configuration):
+    """With each kind of listener, and a worker of each service."""
+    configuration.service("web", f"""[Service]
+AllowUser=root
+[Listener http]
+ListenStream=127.0.0.1:{PORT}
+[Listener h3]
+ListenQUIC=127.0.0.1:{PORT}
+""")
+    configuration.service("ids", f"""[Service]
+AllowUser=root
+[Listener registered]
+ListenQUIC=127.0.0.1:{PORT + 1}
+ConnectionID=registered
+Flows=65536
+[Listener nginx]
+ListenQUIC=127.0.0.1:{PORT + 2}
+ConnectionID=nginx
+""")
+    daemon = start_daemon("--config", configuration.directory)
+    worker = daemon.worker(service="ids", instance="a")
+    with daemon.control() as control:
+        status = control.call("Status")
+        INTERFACE.check_answer("Status", status)
+        first = status["daemon"]
+        assert (first["control_clients"], first["worker_clients"], first["pid"]) == (1, 1, daemon.pid)
+        assert first["kernel"] == os.uname().release
+        assert first["features"] == ["migrate"]
+        assert first["descriptors"] == len(os.listdir(f"/proc/{daemon.pid}/fd"))
+        assert first["uptime"] < 60e6 and abs(first["since"] / 1e6 - time.time()) < 60
+    ids, web = status["services"]
+    registered, nginx = ids["listeners"]
+    http, h3 = web["listeners"]
+    none = {"flows": None, "connection_ids": None, "cookies": None}
+    assert {k: http[k] for k in none} == none
+    # A QUIC listener remembers handshakes.
+    assert {k: h3[k] for k in none} == {**none, "flows": {"used": 0, "size": h3["flows"]["size"]}}
+    assert registered["connection_ids"] == {"used": 0, "size": 65536}
+    assert nginx["cookies"] == {"used": 1, "size": 4096}
+    assert h3["keys"]["rotations"] == [h3["keys"]["rotation"]]
+    assert (http["switched"], http["generation"], http["active"]) == (0, 0, 0)
+    assert abs(nginx["switched"] / 1e6 - time.time()) < 60
+    assert (nginx["generation"], nginx["active"]) == (1, 1)
+    found, = ids["workers"]
+    assert (found["slot"], found["stalled"], found["load"]) == (worker.slot, False, None)
+    assert [s["listener"] for s in found["sockets"]] == ["registered", "nginx"]
+    assert [s["name"] for s in daemon.call("Status", service="web")["services"]] == ["web"]
+
+
+def test_waiting_is_what_the_standby_holds(start_daemon):
+    daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}", "--listen", f"dns=udp://127.0.0.1:{PORT}")
+
+    def waiting(service):
+        return daemon.status(service)["listeners"][0]["waiting"]
+
+    clients = [harness.tcp_client(ADDRESS, b"request %d\n" % i) for i in range(7)]
+    datagrams = [harness.udp_client(ADDRESS) for _ in range(9)]
+    for client in datagrams:
+        client.send(b"datagram")
+    harness.poll_until(lambda: (waiting("web"), waiting("dns")) == (7, 9), "all of them to wait")
+    daemon.worker(service="web")
+    daemon.worker(service="dns")
+    assert (waiting("web"), waiting("dns")) == (0, 0)
+    harness.close_all(clients + datagrams)

@@ -49,11 +49,6 @@ def daemon(start_daemon, configuration):
     return start_daemon("--config", configuration.directory)
 
 
-def resident(daemon):
-    status = pathlib.Path(f"/proc/{daemon.pid}/status").read_text()
-    return int(next(l.split()[1] for l in status.splitlines() if l.startswith("VmRSS:")))
-
-
 def maps_of(daemon):
     """id: (name, descriptor), of each BPF map that the daemon holds."""
     maps = {}
@@ -92,7 +87,7 @@ class Resources:
         self.descriptors = daemon.n_descriptors_alone()
         self.maps = maps_of(daemon)
         self.entries = count_entries(self.maps)
-        self.resident = resident(daemon)
+        self.resident = daemon.resident()
 
     def check(self, before):
         assert self.descriptors == before.descriptors
@@ -175,10 +170,10 @@ def test_reloads_leave_nothing_behind(daemon, configuration):
 
     for n in range(RELOADS // 10 // 4 * 4 + 40):
         reload(n)
-    before = (daemon.n_descriptors_alone(), sorted(maps_of(daemon).values()), resident(daemon))
+    before = (daemon.n_descriptors_alone(), sorted(maps_of(daemon).values()), daemon.resident())
     for n in range(RELOADS):
         reload(n)
-    after = (daemon.n_descriptors_alone(), sorted(maps_of(daemon).values()), resident(daemon))
+    after = (daemon.n_descriptors_alone(), sorted(maps_of(daemon).values()), daemon.resident())
     print(f"{RELOADS} reloads; resident: {before[2]} KiB before, {after[2]} KiB after")
     assert after[:2] == before[:2]
     assert after[2] <= before[2] + RESIDENT_KIB

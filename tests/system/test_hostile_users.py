@@ -130,11 +130,6 @@ class Victim:
         return result
 
 
-def resident(daemon):
-    status = pathlib.Path(f"/proc/{daemon.pid}/status").read_text()
-    return int(next(l.split()[1] for l in status.splitlines() if l.startswith("VmRSS:")))
-
-
 def entries(daemon):
     """How many entries each map has that holds some for workers or connection IDs."""
     counts = []
@@ -168,7 +163,7 @@ def undisturbed(daemon):
         def one_round():
             result = harness.in_child(function, NOBODY.pw_uid, NOBODY.pw_gid)
             settled()
-            return result, resident(daemon)
+            return result, daemon.resident()
 
         # The allocator keeps what the most connections at a time have ever needed.
         most = max(one_round()[1] for _ in range(rounds))
@@ -343,7 +338,7 @@ def test_connections_beyond_the_limit_are_told_which_option(daemon):
 
 def test_memory_that_one_user_can_make_the_daemon_hold_is_bounded(daemon):
     """Half a call of almost a MiB on each of 150 connections: 32 MiB are held, and not for long."""
-    before = resident(daemon)
+    before = daemon.resident()
 
     def attack():
         connections = [Control(daemon.control_socket) for _ in range(150)]
@@ -362,7 +357,7 @@ def test_memory_that_one_user_can_make_the_daemon_hold_is_bounded(daemon):
                     pass
                 if not left[each]:
                     del left[each]
-        peak = resident(daemon)
+        peak = daemon.resident()
         ended = 0
         for connection in connections:  # AnswerTimeoutSec= ends the others
             connection.socket.settimeout(harness.DEADLINE)

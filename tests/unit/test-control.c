@@ -30,7 +30,14 @@ static uid_t tested_euid;
 #define DEADLINE_SEC 60
 #define BIG_OCTETS (3 * 1024 * 1024)
 
+struct counter {
+	struct control_stream stream;
+	int left, n, ended; /* replies to come, that were made; ends */
+	bool big, fails;
+};
+
 struct fixture {
+	struct counter counter;
 	sd_event *event;
 	struct control *control;
 	struct accounts *accounts; /* NULL, unless the test makes them */
@@ -87,7 +94,39 @@ static int method_big(
 	return 0;
 }
 
+static int next_count(struct control_stream *stream, json_t **ret)
+{
+	struct counter *counter = (struct counter *)stream;
+	static char text[BIG_OCTETS + 1];
+
+	if (counter->fails)
+		return -EIO;
+	if (!counter->left)
+		return 0;
+	counter->left--;
+	counter->n++;
+	memset(text, 'x', BIG_OCTETS);
+	*ret = counter->big ? json_pack("{s:s}", "big", text) : json_pack("{s:i}", "n", counter->n);
+	return 1;
+}
+
+static void end_count(struct control_stream *stream)
+{
+	((struct counter *)stream)->ended++;
+}
+
+static int open_count(void *user_data, const json_t *parameters, struct control_stream **ret,
+	json_t **ret_parameters, const char **ret_error)
+{
+	struct fixture *f = user_data;
+
+	f->counter.stream = (struct control_stream){.next = next_count, .end = end_count};
+	*ret = &f->counter.stream;
+	return 0;
+}
+
 static const struct control_method methods[] = {
+	{.name = "Count", .opener = open_count},
 	{.name = "Echo", .handler = method_echo},
 	{.name = "Change", .changes = true, .handler = method_change},
 	{.name = "Fail", .handler = method_fail},
@@ -574,13 +613,129 @@ static void a_client_that_never_reads_holds_one_answer_and_nobody_up(void **stat
 	expect(f, METHOD("Echo"), "{\"parameters\":{\"echo\":{}}}");
 }
 
-static void an_answer_beyond_the_bound_ends_its_connection(void **state)
+static void an_answer_beyond_the_bound_is_an_error(void **state)
 {
 	struct fixture *f = *state;
 
-	put_text(f, "{\"method\":\"io.reuseport.Control.Big\",\"parameters\":{\"size\":9000000}}");
-	assert_null(take(f));
+	expect(f, "{\"method\":\"io.reuseport.Control.Big\",\"parameters\":{\"size\":9000000}}",
+		"{\"error\":\"io.reuseport.Control.Failed\",\"parameters\":{\"errno\":90,\"message\":"
+		"\"the answer is larger than 8 MiB; ask for one service\"}}");
+	expect_count(f, 1);
+}
+
+/* What was sent is not kept: an idle connection costs no buffer. */
+static void nothing_is_kept_of_an_answer_that_was_read(void **state)
+{
+	struct fixture *f = *state;
+	json_t *reply;
+
+	put_text(f, METHOD("Big"));
+	reply = take(f);
+	assert_non_null(reply);
+	json_decref(reply);
+	assert_null(f->control->connections->output);
+}
+
+#define MORE(name) "{\"method\":\"io.reuseport.Control." name "\",\"more\":true}"
+#define COUNTED(n) "{\"continues\":true,\"parameters\":{\"n\":" n "}}"
+
+static void expect_next(struct fixture *f, const char *expected)
+{
+	json_t *wanted = json_loads(expected, 0, NULL), *reply = take(f);
+
+	assert_non_null(reply);
+	assert_true(json_equal(wanted, reply));
+	json_decref(wanted);
+	json_decref(reply);
+}
+
+static void a_stream_answers_as_long_as_there_is_something(void **state)
+{
+	struct fixture *f = *state;
+
+	f->counter.left = 2;
+	expect(f, MORE("Count"), COUNTED("1"));
+	expect_next(f, COUNTED("2"));
+	turn(f);
+	assert_int_equal(f->counter.n, 2);
+	f->counter.left = 1;
+	control_stream_wake(&f->counter.stream);
+	expect_next(f, COUNTED("3"));
+}
+
+static void a_stream_takes_no_other_call(void **state)
+{
+	struct fixture *f = *state;
+
+	f->counter.left = 1;
+	expect(f, MORE("Count"), COUNTED("1"));
+	put_text(f, METHOD("Echo"));
+	turn(f);
+	f->counter.left = 1;
+	control_stream_wake(&f->counter.stream);
+	expect_next(f, COUNTED("2"));
+	assert_true(f->control->connections->output_length == 0);
+}
+
+static void a_stream_is_asked_only_as_far_as_its_client_reads(void **state)
+{
+	struct fixture *f = *state;
+
+	f->counter.left = 1000000;
+	f->counter.big = true;
+	put_text(f, MORE("Count"));
+	for (int i = 0; i < 100; i++)
+		turn(f);
+	assert_true(f->control->connections->output_length <= STREAM_OCTETS + BIG_OCTETS + 128);
+	assert_in_range(f->counter.n, 1, 10);
+	/* However long that takes it, while other answers that nobody reads are an end. */
+	control_tick(f->control, 0);
+	expect_count(f, 1);
+}
+
+static void a_stream_ends_with_its_connection(void **state)
+{
+	struct fixture *f = *state;
+	json_t *reply;
+
+	f->counter.left = 1;
+	put_text(f, MORE("Count"));
+	reply = take(f);
+	assert_non_null(reply);
+	json_decref(reply);
+	turn(f);
+	close_fd(&f->client);
+	turn(f);
 	expect_count(f, 0);
+	assert_int_equal(f->counter.ended, 1);
+}
+
+static void a_stream_that_fails_ends_its_connection(void **state)
+{
+	struct fixture *f = *state;
+
+	f->counter.fails = true;
+	put_text(f, MORE("Count"));
+	assert_null(take(f));
+	assert_int_equal(f->counter.ended, 1);
+}
+
+static void a_stream_needs_more_and_an_answer(void **state)
+{
+	struct fixture *f = *state;
+
+	expect(f, METHOD("Count"),
+		"{\"error\":\"org.varlink.service.ExpectedMore\",\"parameters\":{}}");
+	put_text(f, "{\"method\":\"io.reuseport.Control.Count\",\"more\":true,\"oneway\":true}");
+	expect(f, METHOD("Echo"), "{\"parameters\":{\"echo\":{}}}");
+	assert_int_equal(f->counter.n, 0);
+}
+
+/* Other methods have one reply, whatever was allowed. */
+static void more_changes_nothing_for_others(void **state)
+{
+	expect(*state, MORE("Echo"), "{\"parameters\":{\"echo\":{}}}");
+	expect(*state, METHOD("Echo"), "{\"parameters\":{\"echo\":{}}}");
 }
 
 /* Whatever one connection has sent in advance, between two of its calls others are answered. */
@@ -744,7 +899,15 @@ int main(void)
 		TEST(a_call_beyond_a_mebibyte_ends_its_connection),
 		TEST(a_long_answer_comes_whole),
 		TEST(a_client_that_never_reads_holds_one_answer_and_nobody_up),
-		TEST(an_answer_beyond_the_bound_ends_its_connection),
+		TEST(an_answer_beyond_the_bound_is_an_error),
+		TEST(nothing_is_kept_of_an_answer_that_was_read),
+		TEST(a_stream_answers_as_long_as_there_is_something),
+		TEST(a_stream_takes_no_other_call),
+		TEST(a_stream_is_asked_only_as_far_as_its_client_reads),
+		TEST(a_stream_ends_with_its_connection),
+		TEST(a_stream_that_fails_ends_its_connection),
+		TEST(a_stream_needs_more_and_an_answer),
+		TEST(more_changes_nothing_for_others),
 		TEST(one_user_has_so_many_connections),
 		TEST(calls_sent_in_advance_wait_for_others),
 		TEST(a_user_with_too_many_calls_waits_and_loses_none),
