@@ -189,8 +189,13 @@ static int start(struct process *process, const char **ret_step)
 {
 	const int raw[] = {CLASSIFIER_RAW_IPV4, CLASSIFIER_RAW_IPV6};
 	const struct sigaction action = {.sa_handler = end};
-	int r = map_all(process, ret_step);
+	int r;
 
+	/* Whatever else it was given by mistake: it would be a stranger's. */
+	*ret_step = "close other descriptors";
+	if (close_range(CLASSIFIER_RULES + 1, ~0U, 0) < 0)
+		return -errno;
+	r = map_all(process, ret_step);
 	if (r < 0)
 		return r;
 	process->chooser.raw_ipv4 = raw[0];

@@ -23,6 +23,8 @@ OWN = {4: "192.0.2.1", 6: "2001:db8::1"}
 CLIENT = {4: "192.0.2.7", 6: "2001:db8::7"}
 
 SO_ATTACH_REUSEPORT_CBPF = 51
+SO_MEMINFO = 55
+SO_RCVBUFFORCE = 33
 IP_PKTINFO = 8
 SHARE_MAX = 6
 FLOW_WAYS = 8
@@ -82,6 +84,12 @@ def cid_hash(cid):
     total ^= total >> 32
     total = total * 0x9e3779b97f4a7c15 & (1 << 64) - 1
     return total ^ total >> 29
+
+
+# What most tests use, and whom the rest is for.
+DEFAULT = 5
+RULES = rules([("steering.example.org", None, 3), ("shop.example", "h3", 1), ("*.example", None, 2),
+               (None, "doq", 4)], default=DEFAULT)
 
 
 class ClientSide:
@@ -150,11 +158,12 @@ def raw_sockets():
 class Classifier:
     """The process, and the other ends of its descriptors."""
 
-    def __init__(self, log, given, address="::", cpu_percent=0, overflow=FOLLOW_DEFAULT, worker=True,
+    def __init__(self, log, given=RULES, address="::", cpu_percent=0, overflow=FOLLOW_DEFAULT, worker=True,
                  choice_mask=CHOICE_MASK, receive_octets=4 << 20, user=None, **options):
         self.choice_mask = choice_mask
+        self.ended = False  # the test has seen its end
         self.socket = reuseport_socket(address)
-        self.socket.setsockopt(socket.SOL_SOCKET, 33, receive_octets)  # SO_RCVBUFFORCE
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_octets)
         self.worker = reuseport_socket(address) if worker else None
         if worker:
             self.set_up_worker()
@@ -176,17 +185,21 @@ class Classifier:
         harness.close_all([control, *raw])
 
     @staticmethod
-    def start(descriptors, log, user, **options):
-        """Those and nothing else, from 3 on; bash takes descriptors of two digits."""
+    def start(descriptors, log, user, close=()):
+        """
+        Those from 3 on; bash takes descriptors of two digits. It has them a second time, at the
+        numbers that they have here.
+        """
         moves = "".join(f" {50 + n}<&{fd}" for n, fd in enumerate(descriptors))
         places = "".join(f" {3 + n}<&{50 + n} {50 + n}<&-" for n in range(len(descriptors)))
+        places += "".join(f" {fd}<&-" for fd in close)
         command = ["/bin/bash", "-c", f'exec{moves}; exec{places}; exec "$@"', "bash"]
         if user is not None:
             command += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-        return harness.Process([*command, PROGRAM, "edge"], log, pass_fds=descriptors, **options)
+        return harness.Process([*command, PROGRAM, "edge"], log, pass_fds=descriptors)
 
     def set_up_worker(self):
-        self.worker.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
+        self.worker.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         self.worker.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         self.worker.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         if self.worker.family == socket.AF_INET6:
@@ -278,6 +291,20 @@ class Classifier:
     def stop(self):
         self.check_running()
         assert self.process.stop() == 0
+
+    def wait_end(self):
+        """The exit status."""
+        self.ended = True
+        return self.process.wait()
+
+    def cpu_seconds(self):
+        """Processor time that it has had, from the kernel's scheduler."""
+        with open(f"/proc/{self.process.pid}/schedstat", encoding="ascii") as stream:
+            return int(stream.read().split()[0]) / 1e9
+
+    def n_dropped(self):
+        """Datagrams that did not fit into the receive buffer."""
+        return struct.unpack("=9I", self.socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[8]
 
     def cleanup(self):
         if self.process.returncode is None:

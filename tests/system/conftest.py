@@ -14,6 +14,7 @@ import pytest
 
 import harness
 import hosts
+from classifier_process import Classifier, ClientSide
 from quic_plane import Plane
 
 TEST_SECONDS = 150 * harness.PATIENCE
@@ -200,3 +201,33 @@ def quic_reader(tmp_path_factory):
         return [(kind, octets(dcid), octets(server_id)) for kind, dcid, server_id in lines]
 
     return read
+
+
+@pytest.fixture
+def side(netns):
+    """A network namespace for clients, and a link to it: classifier_process.py."""
+    side = ClientSide()
+    yield side
+    side.close()
+
+
+@pytest.fixture
+def classifier(side, tmp_path):
+    """
+    Starts reuseport-classify, with the test in the daemon's place. It must end with 0 on SIGTERM,
+    unless the test has seen it end.
+    """
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Classifier(tmp_path / f"log-{len(started)}", *arguments, **options))
+        return started[-1]
+
+    yield start
+    try:
+        for each in started:
+            if not each.ended:
+                each.stop()
+    finally:
+        for each in started:
+            each.cleanup()

@@ -100,3 +100,9 @@ def zero_rtt(dcid, size=quic.INITIAL_OCTETS, version=quic.VERSION_1):
     """A 0-RTT packet, whose payload nobody without the ticket's secret can tell from noise."""
     head = quic.long_packet(quic.ZERO_RTT, dcid, scid=b"", version=version)
     return head + struct.pack("!H", 0x4000 | size - len(head) - 2) + os.urandom(size - len(head) - 2)
+
+
+def forged(dcid, size=quic.INITIAL_OCTETS):
+    """An Initial with everything but a tag that matches."""
+    head = quic.long_packet(quic.INITIAL, dcid, b"\0", scid=b"")
+    return head + struct.pack("!H", 0x4000 | size - len(head) - 2) + os.urandom(size - len(head) - 2)

@@ -14,41 +14,11 @@ import pytest
 import harness
 import quic_initials
 import quic_packets as quic
-from classifier_process import (CLIENT, OWN, PORT, Classifier, ClientSide, client_socket, dcid_of, rules)
+from classifier_process import CLIENT, DEFAULT, OWN, client_socket, dcid_of, rules
 
 VECTORS = json.loads(pathlib.Path(__file__).parents[1].joinpath(
     "vectors/quic-initial-vectors.json").read_text(encoding="utf-8"))["synthetic"]["flows"]
-RULES = rules([("steering.example.org", None, 3), ("shop.example", "h3", 1), ("*.example", None, 2),
-               (None, "doq", 4)], default=5)
-DEFAULT = 5
-ECT_0 = 2
-SIGKILL = 9
-
-
-@pytest.fixture
-def side(netns):
-    side = ClientSide()
-    yield side
-    side.close()
-
-
-@pytest.fixture
-def classifier(side, tmp_path):
-    """classifier(rules, ...) starts one; it must still run at the end, or the test has ended it."""
-    started = []
-
-    def start(given=RULES, **options):
-        started.append(Classifier(tmp_path / f"log-{len(started)}", given, **options))
-        return started[-1]
-
-    yield start
-    try:
-        for each in started:
-            if each.process.returncode is None:
-                each.stop()
-    finally:
-        for each in started:
-            each.cleanup()
+ECT_0 = 2  # RFC 3168 section 5
 
 
 def datagrams_of(vector):
@@ -201,7 +171,7 @@ def test_there_is_no_loop(side, classifier, datagrams):
         each.expect(expected)
 
 
-# Bounds
+# Bounds: what is held of a connection, how long, and of how many
 
 
 def test_a_forged_tag_goes_nowhere(side, classifier):
