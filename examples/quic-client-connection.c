@@ -450,9 +450,12 @@ void connection_free(struct connection *c)
 static int start_tls(struct connection *c)
 {
 	struct client *client = c->client;
+	const char *name = client->options.server_name;
 
 	c->ref = (ngtcp2_crypto_conn_ref){get_quic, c};
 	if (tls_client_session(&client->tls, &c->ref, &c->tls) < 0)
+		return -1;
+	if (name && gnutls_server_name_set(c->tls, GNUTLS_NAME_DNS, name, strlen(name)) < 0)
 		return -1;
 	gnutls_handshake_set_hook_function(
 		c->tls, GNUTLS_HANDSHAKE_NEW_SESSION_TICKET, GNUTLS_HOOK_POST, receive_ticket);

@@ -35,6 +35,7 @@ static const char usage[] =
 	"  --local-addresses A,B  the first to begin with, the next after a migration, and so on\n"
 	"  --version N            to begin with (1); 0x1a2a3a4a brings Version Negotiation\n"
 	"  --save-session FILE    keeps tickets and tokens; --resume FILE uses them\n"
+	"  --server-name NAME     asks for it (TLS server_name); by default for none\n"
 	"  --early-data           sends requests before the handshake\n"
 	"  --split-initial        makes the first Initial packet take two datagrams\n"
 	"  --delay-second MSEC    holds back all datagrams after a connection's first so long\n"
@@ -51,6 +52,7 @@ enum {
 	OPTION_VERSION,
 	OPTION_SAVE,
 	OPTION_RESUME,
+	OPTION_NAME,
 	OPTION_EARLY,
 	OPTION_SPLIT,
 	OPTION_DELAY,
@@ -68,6 +70,7 @@ static const struct option option_table[] = {
 	{"version", required_argument, NULL, OPTION_VERSION},
 	{"save-session", required_argument, NULL, OPTION_SAVE},
 	{"resume", required_argument, NULL, OPTION_RESUME},
+	{"server-name", required_argument, NULL, OPTION_NAME},
 	{"early-data", no_argument, NULL, OPTION_EARLY},
 	{"split-initial", no_argument, NULL, OPTION_SPLIT},
 	{"delay-second", required_argument, NULL, OPTION_DELAY},
@@ -123,6 +126,9 @@ static int parse_option(struct options *options, int option, const char **script
 		return 0;
 	case OPTION_RESUME:
 		options->resume = optarg;
+		return 0;
+	case OPTION_NAME:
+		options->server_name = optarg;
 		return 0;
 	case OPTION_EARLY:
 		options->early_data = true;

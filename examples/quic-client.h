@@ -57,6 +57,7 @@ struct options {
 	unsigned connections, streams, parallel;
 	unsigned interval_msec, timeout_sec, delay_second_msec;
 	uint32_t version;
+	const char *server_name; /* NULL: none */
 	bool early_data, split_initial, hold_second;
 	const char *resume, *save_session;
 	struct step steps[STEPS_MAX];

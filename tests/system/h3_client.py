@@ -245,7 +245,7 @@ class Client:
         request.progress = now
         request.stream = self.quic.get_next_available_stream_id()
         self.http.send_headers(request.stream, [
-            (b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"localhost"),
+            (b":method", b"GET"), (b":scheme", b"https"), (b":authority", self.load.arguments.server_name.encode()),
             (b":path", self.load.arguments.path.encode())], end_stream=True)
 
     def handle_events(self):
@@ -357,7 +357,7 @@ class Load:
     def __init__(self, arguments):
         self.arguments = arguments
         self.configuration = QuicConfiguration(
-            is_client=True, alpn_protocols=["h3"], server_name="localhost",
+            is_client=True, alpn_protocols=["h3"], server_name=arguments.server_name,
             verify_mode=ssl.CERT_NONE, idle_timeout=60)
         self.counts = dict.fromkeys(self.KEYS, 0)
         self.losses = []
@@ -459,6 +459,7 @@ def main():
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--report", required=True, help="file")
     parser.add_argument("--connections", type=int, default=1)
+    parser.add_argument("--server-name", default="localhost")
     parser.add_argument("--path", default="/")
     parser.add_argument("--octets", type=int, default=9, help="of the body expected")
     parser.add_argument("--pause", type=float, default=0.1,

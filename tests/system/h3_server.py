@@ -108,7 +108,7 @@ class Connection:
 
 class Server:
     def __init__(self, arguments):
-        self.worker = worker_protocol.Worker("worker.sock", service="web",
+        self.worker = worker_protocol.Worker("worker.sock", service=arguments.service,
                                              instance=arguments.instance)
         self.socket = self.worker.socket
         self.configuration = QuicConfiguration(is_client=False, alpn_protocols=["h3"],
@@ -172,6 +172,7 @@ class Server:
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--service", default="web")
     parser.add_argument("--instance", required=True)
     parser.add_argument("--certificate", required=True)
     parser.add_argument("--key", required=True)
