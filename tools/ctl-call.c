@@ -128,9 +128,9 @@ int ctl_lost(const char *path, const char *what, int error, char **ret_error)
 {
 	if (error == -ETIMEDOUT || error == -EAGAIN)
 		*ret_error = sentence(
-			"cannot %s: reuseportd at %s did not answer within %d seconds (it hangs "
-			"or is stopped)",
-			what, path, DEADLINE_SEC);
+			"cannot %s: reuseportd at %s did not answer in time (it hangs or is "
+			"stopped)",
+			what, path);
 	else if (error == -ECONNRESET || error == -EPIPE)
 		*ret_error = sentence(
 			"cannot %s: reuseportd at %s closed the connection without an answer "
@@ -223,9 +223,9 @@ int ctl_begin(const char *path, const char *method, json_t *parameters, bool mor
 }
 
 /* 1, -ETIMEDOUT, or as ctl_next(). */
-static int wait_reply(struct ctl_connection *connection, json_t **ret)
+static int wait_reply(struct ctl_connection *connection, int wait_msec, json_t **ret)
 {
-	int64_t end = ctl_now_msec() + DEADLINE_SEC * 1000;
+	int64_t end = ctl_now_msec() + wait_msec;
 
 	for (;;) {
 		struct pollfd wait = {.fd = connection->fd, .events = POLLIN};
@@ -241,22 +241,30 @@ static int wait_reply(struct ctl_connection *connection, json_t **ret)
 	}
 }
 
+int ctl_try(const char *path, const char *method, json_t *parameters, const char *what,
+	int wait_msec, json_t **ret, char **ret_error)
+{
+	_cleanup_(ctl_end) struct ctl_connection connection;
+	json_t *reply = NULL;
+	int result =
+		ctl_begin(path, method, parameters, false, wait_msec, what, &connection, ret_error);
+
+	if (result == CTL_OK) {
+		int received = wait_reply(&connection, wait_msec, &reply);
+
+		result = received < 0 ? ctl_lost(path, what, received, ret_error)
+				      : ctl_judge(path, what, reply, ret, ret_error);
+		json_decref(reply);
+	}
+	return result;
+}
+
 int ctl_call(
 	const char *path, const char *method, json_t *parameters, const char *what, json_t **ret)
 {
-	_cleanup_(ctl_end) struct ctl_connection connection;
 	_cleanup_free_ char *error = NULL;
-	json_t *reply = NULL;
-	int result = ctl_begin(
-		path, method, parameters, false, DEADLINE_SEC * 1000, what, &connection, &error);
+	int result = ctl_try(path, method, parameters, what, DEADLINE_SEC * 1000, ret, &error);
 
-	if (result == CTL_OK) {
-		int received = wait_reply(&connection, &reply);
-
-		result = received < 0 ? ctl_lost(path, what, received, &error)
-				      : ctl_judge(path, what, reply, ret, &error);
-		json_decref(reply);
-	}
 	if (result != CTL_OK)
 		ctl_error("%s", error ? error : "out of memory");
 	return result;

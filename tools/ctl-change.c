@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "tools/ctl-drain.h"
 #include "tools/ctl-field.h"
 #include "tools/ctl-worker.h"
 
@@ -45,10 +46,68 @@ static int change_workers(const struct ctl *ctl, int argc, char **argv, const ch
 	return change(ctl, method, parameters, what ? what : verb, counter, "worker", nothing);
 }
 
+static int drain_and_wait(const struct ctl *ctl, int argc, char **argv, int64_t timeout_msec)
+{
+	_cleanup_(ctl_selection_done) struct ctl_selection selection;
+	_cleanup_free_ char *what = NULL;
+	json_t *parameters, *reply;
+	int result;
+
+	if (ctl_select(ctl, argc, argv, 0, &selection) < 0)
+		return CTL_USAGE;
+	parameters = ctl_selection_parameters(&selection);
+	if (!parameters)
+		return CTL_USAGE;
+	what = ctl_format("drain %s", selection.name);
+	result = ctl_call(ctl->socket, "Drain", parameters, what ? what : "drain", &reply);
+	if (result != CTL_OK)
+		return result;
+	result = ctl_wait_drained(ctl, &selection, timeout_msec, reply);
+	json_decref(reply);
+	return result;
+}
+
 int ctl_run_drain(const struct ctl *ctl, int argc, char **argv)
 {
+	int64_t timeout_msec;
+	int result = ctl_check_wait(ctl, &timeout_msec);
+
+	if (result != CTL_OK)
+		return result;
+	if (ctl_get(ctl, OPTION_WAIT))
+		return drain_and_wait(ctl, argc, argv, timeout_msec);
 	return change_workers(ctl, argc, argv, "Drain", "drain", "drained",
 		"nothing to do, it drains already or is not ready yet");
+}
+
+int ctl_run_kick(const struct ctl *ctl, int argc, char **argv)
+{
+	_cleanup_(ctl_selection_done) struct ctl_selection selection;
+	_cleanup_free_ char *what = NULL;
+	json_t *parameters, *reply;
+	json_int_t workers, sockets;
+	int result;
+
+	if (ctl_select(ctl, argc, argv, 0, &selection) < 0)
+		return CTL_USAGE;
+	parameters = ctl_selection_parameters(&selection);
+	if (!parameters)
+		return CTL_USAGE;
+	what = ctl_format("kick %s", selection.name);
+	result = ctl_call(ctl->socket, "Kick", parameters, what ? what : "kick", &reply);
+	if (result != CTL_OK)
+		return result;
+	workers = ctl_number(reply, "kicked");
+	sockets = ctl_number(reply, "sockets");
+	if (ctl->json != CTL_JSON_OFF)
+		ctl_print_json(ctl, reply);
+	else
+		printf("%s: %" JSON_INTEGER_FORMAT " worker%s, %" JSON_INTEGER_FORMAT
+		       " listening socket%s closed\n",
+			what ? what : "kick", workers, workers == 1 ? "" : "s", sockets,
+			sockets == 1 ? "" : "s");
+	json_decref(reply);
+	return CTL_OK;
 }
 
 int ctl_run_undrain(const struct ctl *ctl, int argc, char **argv)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "tools/ctl-check.h"
 #include "tools/offline.h"
 
 #define WORKERS (CTL_OPTION(OPTION_INSTANCE) | CTL_OPTION(OPTION_SERVICE))
@@ -36,11 +37,36 @@ static const struct ctl_command commands[] = {
 		.options = WORKERS,
 		.run = ctl_run_show,
 		.pager = true},
+	{.name = "top",
+		.arguments = "[SERVICE]",
+		.help = "What comes in now, and who gets it; q ends it",
+		.maximum = 1,
+		.options = CTL_OPTION(OPTION_DELAY) | CTL_OPTION(OPTION_ITERATIONS) |
+			   CTL_OPTION(OPTION_BATCH) | CTL_OPTION(OPTION_ONCE),
+		.run = ctl_run_top},
+	{.name = "monitor",
+		.arguments = "[SERVICE]",
+		.help = "Every change as it happens, a line each",
+		.maximum = 1,
+		.run = ctl_run_monitor},
+	{.name = "check",
+		.arguments = "[SERVICE]",
+		.help = "Whether all is well; exit status 0 OK, 1 warning,\n"
+			"2 critical, 3 unknown, as monitoring systems want it",
+		.maximum = 1,
+		.options = CTL_OPTION(OPTION_CONFIG),
+		.usage = CHECK_UNKNOWN,
+		.run = ctl_run_check},
+	{.name = "metrics",
+		.help = "Counters and gauges for Prometheus",
+		.options = CTL_OPTION(OPTION_FORMAT) | CTL_OPTION(OPTION_OUTPUT) |
+			   CTL_OPTION(OPTION_LIST),
+		.run = ctl_run_metrics},
 	{.name = "drain",
 		.arguments = "WORKER",
 		.help = "Give it no new connection and tell its process",
 		.maximum = ARGUMENTS_MAX,
-		.options = WORKERS,
+		.options = WORKERS | CTL_OPTION(OPTION_WAIT) | CTL_OPTION(OPTION_TIMEOUT),
 		.run = ctl_run_drain},
 	{.name = "undrain",
 		.arguments = "WORKER",
@@ -54,6 +80,12 @@ static const struct ctl_command commands[] = {
 		.maximum = ARGUMENTS_MAX,
 		.options = WORKERS,
 		.run = ctl_run_weight},
+	{.name = "kick",
+		.arguments = "WORKER",
+		.help = "Drain one that hangs, and take its accept queue away",
+		.maximum = ARGUMENTS_MAX,
+		.options = WORKERS,
+		.run = ctl_run_kick},
 	{.name = "rotate-keys",
 		.arguments = "SERVICE [LISTENER]",
 		.help = "Make connection IDs under a new key",
@@ -135,5 +167,6 @@ void ctl_print_help(void)
 	puts("\nWORKER is a slot number or an instance; or --instance and --service name it.\n\n"
 	     "Options:");
 	ctl_print_options(~(ctl_option_set)0);
-	puts("\nExit status: 0 done, 1 failed, 2 usage, 3 daemon unreachable, 4 denied. reuseportctl(1)");
+	puts("\nExit status: 0 done, 1 failed, 2 usage, 3 daemon unreachable, 4 denied,\n"
+	     "5 time is over; of check: see there. reuseportctl(1) has the rest.");
 }

@@ -12,6 +12,7 @@ struct ctl_command {
 	const char *help;
 	int minimum, maximum; /* how many arguments */
 	ctl_option_set options;
+	int usage; /* exit status where the command line is wrong; 0: CTL_USAGE */
 	int (*run)(const struct ctl *ctl, int argc, char **argv);
 	int (*run_offline)(const struct ctl_values *values); /* instead: no daemon is asked */
 	bool pager;                                          /* what it prints may be long */

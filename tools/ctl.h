@@ -65,6 +65,11 @@ void ctl_print_json(const struct ctl *ctl, const json_t *value);
 int ctl_call(
 	const char *path, const char *method, json_t *parameters, const char *what, json_t **ret);
 
+/* The same, for wait_msec at most, with the sentence in *ret_error (free(), NULL without memory).
+ */
+int ctl_try(const char *path, const char *method, json_t *parameters, const char *what,
+	int wait_msec, json_t **ret, char **ret_error);
+
 /* Status of all services, or of the one named; as ctl_call(). service may be NULL. */
 int ctl_call_status(const struct ctl *ctl, const char *service, json_t **ret);
 
@@ -115,4 +120,9 @@ int ctl_run_weight(const struct ctl *ctl, int argc, char **argv);
 int ctl_run_rotate_keys(const struct ctl *ctl, int argc, char **argv);
 int ctl_run_reload(const struct ctl *ctl, int argc, char **argv);
 int ctl_run_reexec(const struct ctl *ctl, int argc, char **argv);
+int ctl_run_kick(const struct ctl *ctl, int argc, char **argv);
+int ctl_run_top(const struct ctl *ctl, int argc, char **argv);
+int ctl_run_monitor(const struct ctl *ctl, int argc, char **argv);
+int ctl_run_metrics(const struct ctl *ctl, int argc, char **argv);
+int ctl_run_check(const struct ctl *ctl, int argc, char **argv);
 int ctl_run_explain(const struct ctl *ctl, int argc, char **argv);

@@ -33,26 +33,23 @@ static int read_json_mode(struct ctl *ctl)
 static int check_arguments(const struct ctl_command *command, int argc)
 {
 	if (argc >= command->minimum && argc <= command->maximum)
-		return CTL_OK;
+		return 0;
 	ctl_error("%s takes %s%s%s (reuseportctl --help)", command->name,
 		command->maximum ? command->arguments : "no arguments",
 		argc < command->minimum ? ": an argument is missing" : "",
 		argc > command->maximum ? ": too many arguments" : "");
-	return CTL_USAGE;
+	return -EINVAL;
 }
 
 static int run(struct ctl *ctl, const char *name, int argc, char **argv)
 {
 	const struct ctl_command *command = ctl_find_command(name, &ctl->values);
-	int result;
 
 	if (!command)
 		return ctl_usage("there is no command", name);
-	if (ctl_check_options(name, command->options, &ctl->values) < 0)
-		return CTL_USAGE;
-	result = check_arguments(command, argc);
-	if (result != CTL_OK)
-		return result;
+	if (ctl_check_options(name, command->options, &ctl->values) < 0 ||
+		check_arguments(command, argc) < 0)
+		return command->usage ? command->usage : CTL_USAGE;
 	if (command->run_offline)
 		return command->run_offline(&ctl->values);
 	if (command->pager && !ctl_get(ctl, OPTION_NO_PAGER))
