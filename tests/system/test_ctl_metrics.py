@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+Metrics of reuseportctl: right by the parsers of Prometheus and OpenMetrics, right in what they count, and
+the same in code, documentation and dashboard.
+"""
+import json
+import os
+import re
+import stat
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
+
+import harness
+
+PORT = 8080
+DOCUMENTATION = harness.ROOT / "docs" / "metrics.md"
+DASHBOARD = harness.ROOT / "docs" / "grafana-dashboard.json"
+# What daemon and worker must have before there is a sample.
+NOT_HERE = {"reuseportd_listener_cookies", "reuseportd_listener_cookies_limit",
+            "reuseportd_listener_connection_ids", "reuseportd_listener_connection_ids_limit",
+            "reuseportd_worker_load_ratio"}
+OF_QUEUES = {"reuseportd_worker_accept_queue", "reuseportd_worker_accept_queue_limit",
+             "reuseportd_worker_receive_queue_bytes", "reuseportd_worker_receive_queue_limit_bytes",
+             "reuseportd_worker_drops_total"}
+
+
+@pytest.fixture
+def daemon(start_daemon):
+    daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}",
+                          "--listen", f"web=quic://127.0.0.1:{PORT}",
+                          "--listen", f"dns=udp://127.0.0.1:{PORT + 1}")
+    daemon.worker(instance="web@1")
+    daemon.worker(service="dns", instance="dns@1")
+    return daemon
+
+
+def listed():
+    """{name: (type, help)} of every metric that the program knows."""
+    return {each["name"]: (each["type"], each["help"]) for each in
+            json.loads(harness.run(harness.REUSEPORTCTL, "metrics", "--list", "--json=short").stdout)}
+
+
+def samples(families):
+    """{(name, labels): value}; no two samples are alike."""
+    result = {}
+    for family in families:
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in result, key
+            result[key] = sample.value
+    return result
+
+
+def value(found, name, **labels):
+    values = [v for (n, l), v in found.items() if n == name and labels.items() <= dict(l).items()]
+    assert len(values) == 1, (name, labels, values)
+    return values[0]
+
+
+def documented():
+    """{name: (type, labels)} of the table in the documentation."""
+    rows = re.findall(r"^\| `(reuseportd_\w+)` \| (\w+) \|([\w, ]*)\|", DOCUMENTATION.read_text(),
+                      re.MULTILINE)
+    result = {name: (kind, frozenset(labels.strip().split(", ")) - {""}) for name, kind, labels in rows}
+    assert len(result) == len(rows)
+    return result
+
+
+def names_in(expression):
+    return set(re.findall(r"\breuseportd_\w+", expression))
+
+
+def test_both_formats_are_right_and_say_the_same(daemon):
+    with harness.udp_client(("127.0.0.1", PORT + 1)) as client:
+        client.send(b"one")
+        client.send(b"two")
+        harness.poll_until(lambda: daemon.status("dns")["listeners"][0]["packets"] == 2, "both are counted")
+    prometheus = daemon.ctl("metrics").stdout
+    openmetrics = daemon.ctl("metrics", "--format=openmetrics").stdout
+    assert prometheus == daemon.ctl("metrics", "--format", "prometheus").stdout
+    assert openmetrics.endswith("# EOF\n") and "# EOF" not in prometheus
+    old = samples(parse_prometheus(prometheus))
+    new = samples(parse_openmetrics(openmetrics))
+    assert old == new
+    assert value(new, "reuseportd_up") == 1
+    verdicts = {v: value(new, "reuseportd_listener_packets_total", service="dns", verdict=v)
+                for v in ("listener", "flow", "connection_id", "migrated", "fallback", "standby", "stray",
+                          "dropped", "invalid")}
+    assert verdicts == {"listener": 1, "flow": 1, **dict.fromkeys(
+        ("connection_id", "migrated", "fallback", "standby", "stray", "dropped", "invalid"), 0)}
+    assert len([k for k in new if k[0] == "reuseportd_listener_packets_total"]) == 3 * len(verdicts)
+    assert value(new, "reuseportd_listener_new_connections_total", service="dns", listener="udp",
+                 transport="udp") == 1
+    assert value(new, "reuseportd_worker_packets_total", instance_name="dns@1") == 2
+    assert value(new, "reuseportd_worker_new_connections_total", instance_name="dns@1") == 1
+    assert value(new, "reuseportd_listener_active_workers", service="web", listener="quic") == 1
+    assert value(new, "reuseportd_service_workers", service="web", state="active") == 1
+    assert value(new, "reuseportd_worker_state", instance_name="web@1", state="active") == 1
+    assert value(new, "reuseportd_worker_state", instance_name="web@1", state="draining") == 0
+    assert value(new, "reuseportd_listener_keys", service="web", listener="quic") == 1
+    started = daemon.status()["daemon"]["since"]
+    assert value(new, "reuseportd_start_time_seconds") == pytest.approx(started / 1e6, abs=1e-3)
+
+
+def test_every_family_is_announced_and_keeps_together(daemon):
+    for form in ("prometheus", "openmetrics"):
+        lines = daemon.ctl("metrics", "--format", form).stdout.splitlines()
+        family, seen = None, []
+        for line in lines:
+            if line.startswith("# HELP "):
+                family = line.split()[2]
+                assert family not in seen
+                seen.append(family)
+            elif line.startswith("# TYPE "):
+                assert line.split()[2] == family
+            elif line != "# EOF":
+                name = re.match(r"\w+", line).group()
+                assert name in (family, family + "_total", family + "_info"), line
+        assert len(seen) > 25
+
+
+def test_names_follow_the_conventions(daemon):
+    for name, (kind, help_text) in listed().items():
+        assert re.fullmatch(r"reuseportd(_[a-z]+)+", name)
+        assert name.endswith("_total") == (kind == "counter")
+        assert name.endswith("_info") == (kind == "info")
+        assert help_text.endswith(".") and "\n" not in help_text
+        assert not re.search(r"_(ms|msec|usec|milliseconds|microseconds|percent|kb|kilobytes)\b", name)
+
+
+def test_code_and_documentation_agree(daemon):
+    code = listed()
+    table = documented()
+    assert {name: kind for name, (kind, _) in code.items()} == {name: kind for name, (kind, _) in table.items()}
+    labels = {}
+    for name, found in samples(parse_openmetrics(daemon.ctl("metrics", "--format=openmetrics").stdout)):
+        labels.setdefault(name, set()).add(frozenset(dict(found)))
+    assert labels.keys() <= code.keys()
+    for name, sets in labels.items():
+        assert sets == {table[name][1]}, name
+    # Which ones have no sample is known, so that the test of their labels is not empty by mistake.
+    queues = any(s["queue"] is not None for w in daemon.status("web")["workers"] for s in w["sockets"])
+    expected = NOT_HERE if queues else NOT_HERE | OF_QUEUES
+    missing = code.keys() - labels.keys()
+    assert missing == expected, missing ^ expected
+
+
+def test_dashboard_and_rules_ask_for_what_there_is():
+    code = listed().keys()
+    dashboard = json.loads(DASHBOARD.read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    expressions += [v["definition"] for v in dashboard["templating"]["list"] if "definition" in v]
+    used = set().union(*(names_in(expression) for expression in expressions))
+    assert len(used) > 20 and used <= code, used - code
+    rules = DOCUMENTATION.read_text().split("```yaml")[1].split("```")[0]
+    assert names_in(rules) and names_in(rules) <= code, names_in(rules) - code
+    # Everything that counts is on the dashboard.
+    kinds = listed()
+    assert {name for name in code if kinds[name][0] == "counter"} <= used
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_labels_are_escaped(start_daemon):
+    daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}")
+    strange = 'a"b\\c'
+    daemon.worker(instance=strange)
+    found = samples(parse_openmetrics(daemon.ctl("metrics", "--format=openmetrics").stdout))
+    assert value(found, "reuseportd_worker_weight", instance_name=strange) == 100
+
+
+def test_a_file_is_replaced_whole(daemon, tmp_path):
+    output = tmp_path / "reuseportd.prom"
+    output.write_text("old")
+    before = output.stat().st_ino
+    daemon.ctl("metrics", "--output", output)
+    assert output.stat().st_ino != before
+    assert stat.S_IMODE(output.stat().st_mode) == 0o644
+    assert value(samples(parse_prometheus(output.read_text())), "reuseportd_up") == 1
+    assert os.listdir(tmp_path) == ["reuseportd.prom"]
+    unreachable = harness.run(harness.REUSEPORTCTL, "--socket", tmp_path / "absent", "metrics", "--output",
+                              output, check=False)
+    assert unreachable.returncode == 3
+    assert samples(parse_prometheus(output.read_text())) == {("reuseportd_up", frozenset()): 0}
+    failed = daemon.ctl("metrics", "--output", tmp_path / "absent" / "file", check=False)
+    assert failed.returncode == 1 and "No such file or directory" in failed.stderr
+    assert os.listdir(tmp_path) == ["reuseportd.prom"]
+
+
+def test_wrong_usage(daemon):
+    for wrong in (["--format=xml"], ["--json=short"], ["web"], ["--wait"]):
+        assert daemon.ctl("metrics", *wrong, check=False).returncode == 2
+    assert daemon.ctl("status", "--format=prometheus", check=False).returncode == 2
