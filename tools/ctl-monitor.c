@@ -90,13 +90,26 @@ static void print_snapshot(const struct ctl *ctl, const json_t *services)
 		json_array_size(services), listeners, workers, active);
 }
 
+/* One of the two fields is null in each reply: an object with the other one. */
+static void print_object(const struct ctl *ctl, const char *key, const json_t *value)
+{
+	json_t *object;
+
+	if (!value || json_is_null(value))
+		return;
+	object = json_pack("{s:O}", key, value);
+	ctl_print_json(ctl, object);
+	json_decref(object);
+}
+
 static int print_reply(const struct ctl *ctl, const json_t *parameters)
 {
 	const json_t *services = json_object_get(parameters, "services");
 	const json_t *event = json_object_get(parameters, "event");
 
 	if (ctl->json != CTL_JSON_OFF) {
-		ctl_print_json(ctl, parameters);
+		print_object(ctl, "services", services);
+		print_object(ctl, "event", event);
 	} else {
 		if (json_is_array(services))
 			print_snapshot(ctl, services);
@@ -112,14 +125,19 @@ static int print_reply(const struct ctl *ctl, const json_t *parameters)
 /* Until something goes wrong; *ret_error says what, unless it was told. */
 static int follow(const struct ctl *ctl, struct ctl_connection *connection, char **ret_error)
 {
-	for (;;) {
+	for (bool began = false;; began = true) {
 		struct pollfd wait = {.fd = connection->fd, .events = POLLIN};
 		json_t *message, *parameters;
-		int result = ctl_next(connection, &message);
+		int result;
 
-		if (result == 0) {
+		while ((result = ctl_next(connection, &message)) == 0)
 			poll(&wait, 1, -1);
-			continue;
+		if (result == -ECONNRESET && began) {
+			*ret_error =
+				ctl_format("reuseportd at %s ended the connection: it has ended, "
+					   "or was replaced",
+					ctl->socket);
+			return CTL_UNREACHABLE;
 		}
 		if (result < 0)
 			return ctl_lost(ctl->socket, WHAT, result, ret_error);
