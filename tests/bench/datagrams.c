@@ -14,13 +14,13 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 
+#include "bpf/quic_layout.h"
 #include "client-lib/reuseport.h"
 
 #define NUMBER_OFFSET (HEAD_OCTETS - 4)
 #define SHORT_FIRST 0x40
 #define INITIAL_FIRST 0xc0
 #define INITIAL_OCTETS 1200
-#define TIMEOUT_MSEC 30000
 
 static const struct {
 	const char *name;
@@ -32,6 +32,7 @@ static const struct {
 	{"short-fresh", DATAGRAM_SHORT, true, false},
 	{"introduced", DATAGRAM_SHORT, false, true},
 	{"initial", DATAGRAM_INITIAL, true, false},
+	{"initial-known", DATAGRAM_INITIAL, false, false},
 	{"generated", DATAGRAM_GENERATED, false, false},
 	{"generated-fresh", DATAGRAM_GENERATED, true, false},
 	{"registered", DATAGRAM_REGISTERED, false, false},
@@ -74,11 +75,49 @@ static void make_cookie_id(const struct group *group, unsigned owner, uint8_t *i
 		id[i] = (uint8_t)(cookie >> (56 - 8 * i));
 }
 
+/* Of a group of our own whose program decrypts: made once, and told it. */
+static const struct quic_lb_config *own_config(const struct group *group)
+{
+	static struct quic_lb_config config;
+	const uint32_t zero = 0;
+	uint8_t key[AES128_OCTETS];
+	int map;
+
+	if (config.encrypted)
+		return &config;
+	map = group->object ? bpf_object__find_map_fd_by_name(group->object, "config") : -1;
+	random_octets(key, sizeof(key));
+	quic_lb_configure(&config, 0, QUIC_SERVER_ID_LENGTH, QUIC_NONCE_LENGTH, key);
+	if (map < 0 || bpf_map_update_elem(map, &zero, &config, BPF_ANY) < 0)
+		fail(errno, "no program that decrypts connection IDs, and no daemon to make them");
+	return &config;
+}
+
+static void make_generated_id(const struct group *group, unsigned owner, uint8_t *id)
+{
+	unsigned worker;
+	struct reuseport *client = group_client(group, owner, &worker);
+	int length = reuseport_cid_generate(client, worker, 0, id, REUSEPORT_CID_OCTETS);
+
+	if (length < 0)
+		fail(-length, "cannot generate a connection ID");
+}
+
+/* As the library makes them, for the program of our own that decrypts each: its key is random and
+ * stands in its data. */
+static void make_encrypted_id(const struct quic_lb_config *config, unsigned owner, uint8_t *id)
+{
+	uint8_t server_id[QUIC_SERVER_ID_LENGTH], nonce[QUIC_NONCE_LENGTH];
+
+	quic_server_id(0, (uint16_t)owner, server_id);
+	random_octets(nonce, sizeof(nonce));
+	quic_lb_encode(config, server_id, nonce, 0, id);
+}
+
 static void make_head(struct datagrams *datagrams, const struct group *group, size_t i)
 {
 	unsigned owner = i % group->n_sockets;
 	uint8_t *head = datagrams->heads[i];
-	int length;
 
 	datagrams->owners[i] = OWNER_UNKNOWN;
 	if (datagrams->kind == DATAGRAM_INITIAL) {
@@ -88,15 +127,13 @@ static void make_head(struct datagrams *datagrams, const struct group *group, si
 	head[0] = SHORT_FIRST | (head[0] & 0x3f);
 	if (datagrams->kind == DATAGRAM_SHORT)
 		return;
-	datagrams->owners[i] = (uint8_t)owner;
+	datagrams->owners[i] = (uint16_t)owner;
 	if (datagrams->kind == DATAGRAM_COOKIE)
 		make_cookie_id(group, owner, head + 1);
-	if (datagrams->kind == DATAGRAM_GENERATED) {
-		length = reuseport_cid_generate(
-			group->client, owner, 0, head + 1, REUSEPORT_CID_OCTETS);
-		if (length < 0)
-			fail(-length, "cannot generate a connection ID");
-	}
+	else if (datagrams->kind == DATAGRAM_GENERATED && group->clients[0])
+		make_generated_id(group, owner, head + 1);
+	else if (datagrams->kind == DATAGRAM_GENERATED)
+		make_encrypted_id(own_config(group), owner, head + 1);
 }
 
 static void put_number(uint8_t *head, uint32_t number)
@@ -123,11 +160,13 @@ static void make_all(struct datagrams *datagrams, const struct group *group)
 	}
 }
 
+/* Each ID, or each socket's cookie, is a key of the SOCKHASH. */
 static void add_to_sockhash(const struct datagrams *datagrams, const struct group *group)
 {
 	int map = bpf_object__find_map_fd_by_name(group->object, "socket_map");
+	size_t n = datagrams->kind == DATAGRAM_COOKIE ? group->n_sockets : datagrams->n;
 
-	for (size_t i = 0; i < datagrams->n; i++) {
+	for (size_t i = 0; i < n; i++) {
 		uint64_t value = (uint64_t)group->sockets[datagrams->owners[i]];
 
 		if (bpf_map_update_elem(map, datagrams->heads[i] + 1, &value, BPF_ANY) < 0)
@@ -143,16 +182,18 @@ static void add_to_daemon(const struct datagrams *datagrams, const struct group 
 	if (!ids)
 		fail(ENOMEM, "cannot register connection IDs");
 	for (unsigned owner = 0; owner < group->n_sockets; owner++) {
+		unsigned worker;
+		struct reuseport *client = group_client(group, owner, &worker);
 		size_t n = 0;
 
 		for (size_t i = owner; i < datagrams->n; i += group->n_sockets) {
 			ids[n].length = REUSEPORT_CID_OCTETS;
 			memcpy(ids[n++].id, datagrams->heads[i] + 1, REUSEPORT_CID_OCTETS);
 		}
-		error = reuseport_cid_add(group->client, owner, 0, ids, n, TIMEOUT_MSEC);
+		error = reuseport_cid_add(client, worker, 0, ids, n, TIMEOUT_MSEC);
 		if (error < 0)
 			fail(-error, "cannot register %zu connection IDs: %s", n,
-				reuseport_error(group->client));
+				reuseport_error(client));
 	}
 	free(ids);
 }
@@ -164,7 +205,8 @@ static void allocate(struct datagrams *datagrams)
 	datagrams->owners = calloc(datagrams->n, sizeof(*datagrams->owners));
 	if (!datagrams->n || !datagrams->heads || !datagrams->lengths || !datagrams->owners)
 		fail(ENOMEM, "no room for %zu datagrams", datagrams->n);
-	memset(datagrams->owners, OWNER_UNKNOWN, datagrams->n);
+	for (size_t i = 0; i < datagrams->n; i++)
+		datagrams->owners[i] = OWNER_UNKNOWN;
 }
 
 /* One datagram a line, in hexadecimal, at most 64 octets each; the program reads no further. */
@@ -176,6 +218,7 @@ static void read_file(struct datagrams *datagrams, const char *path)
 
 	if (!file)
 		fail(errno, "cannot open %s", path);
+	datagrams->n = 0;
 	for (int c; (c = getc(file)) != EOF;)
 		datagrams->n += c == '\n';
 	rewind(file);
@@ -194,6 +237,14 @@ static void read_file(struct datagrams *datagrams, const char *path)
 		datagrams->lengths[n++] = (uint16_t)length;
 	}
 	fclose(file);
+}
+
+static bool has_sockhash(const struct group *group)
+{
+	const struct bpf_map *map =
+		group->object ? bpf_object__find_map_by_name(group->object, "socket_map") : NULL;
+
+	return map && bpf_map__type(map) == BPF_MAP_TYPE_SOCKHASH;
 }
 
 void datagrams_open(struct datagrams *datagrams, const char *kind, struct group *group)
@@ -215,9 +266,9 @@ void datagrams_open(struct datagrams *datagrams, const char *kind, struct group 
 	datagrams->introduced = kinds[i].introduced;
 	allocate(datagrams);
 	make_all(datagrams, group);
-	if (datagrams->kind == DATAGRAM_REGISTERED && group->object)
+	if (has_sockhash(group))
 		add_to_sockhash(datagrams, group);
-	else if (datagrams->kind == DATAGRAM_REGISTERED && group->client)
+	else if (datagrams->kind == DATAGRAM_REGISTERED && group->clients[0])
 		add_to_daemon(datagrams, group);
 	else if (datagrams->kind == DATAGRAM_REGISTERED)
 		fail(EINVAL, "no map and no daemon to register connection IDs with");

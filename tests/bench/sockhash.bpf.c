@@ -15,7 +15,7 @@ struct connection_id {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 1 << 20);
 	__type(key, struct connection_id);
 	__type(value, __u64);
 } socket_map SEC(".maps");
