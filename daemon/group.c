@@ -17,6 +17,7 @@
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/privileges.h"
+#include "daemon/redeliver.h"
 #include "daemon/sockdiag.h"
 #include "daemon/socket.h"
 #include "daemon/store.h"
@@ -606,6 +607,36 @@ static void forget_waiting(struct group *group, const struct listener_config *co
 	group->left = verdicts[VERDICT_STANDBY];
 }
 
+static bool datagrams_wait(const struct group *group)
+{
+	char octet;
+
+	return recv(group->standby, &octet, 1, MSG_PEEK | MSG_DONTWAIT) >= 0;
+}
+
+/* The workers that are active have sockets of their own. */
+static void deliver_again(struct group *group, const struct listener_config *config)
+{
+	int result;
+
+	if (!datagrams_wait(group))
+		return;
+	result = redeliver(group->standby, config);
+	if (result < 0) {
+		if (!group->told_of_waiting)
+			log_warning(
+				"listener %s: what came before there was a worker waits for one "
+				"that is granted its socket, or for StandbyTimeoutSec=, as it "
+				"can't be delivered again: %s%s",
+				config->name, strerror(-result),
+				result == -EPERM ? " (needs CAP_NET_RAW: see chown.conf)" : "");
+		group->told_of_waiting = true;
+		return;
+	}
+	group->expired += (uint64_t)result;
+	forget_waiting(group, config);
+}
+
 void group_settle_standby(struct group *group, const struct listener_config *config)
 {
 	const char *step;
@@ -613,12 +644,14 @@ void group_settle_standby(struct group *group, const struct listener_config *con
 
 	if (group->standby < 0)
 		return;
+	if (config->transport != TRANSPORT_TCP && !group->standby_lent) {
+		deliver_again(group, config);
+		return;
+	}
 	forget_waiting(group, config);
 	if (config->transport != TRANSPORT_TCP) {
-		if (group->standby_lent) {
-			drop_standby(group);
-			publish_standby(group);
-		}
+		drop_standby(group);
+		publish_standby(group);
 		return;
 	}
 	/* The new one stands before the old one closes, so there is no moment without. What waits
@@ -658,8 +691,8 @@ void group_empty_standby(struct group *group, const struct listener_config *conf
 {
 	const struct listener_map *map = group->listener_map;
 
-	if (config->transport != TRANSPORT_TCP || group->standby < 0 ||
-		!map->tables[map->current & 1].n_active || !group_standby_queue(group))
+	if (group->standby < 0 || group->standby_lent || !map->tables[map->current & 1].n_active ||
+		(config->transport == TRANSPORT_TCP && !group_standby_queue(group)))
 		return;
 	group_settle_standby(group, config);
 	store_commit(group->store);

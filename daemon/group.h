@@ -60,6 +60,7 @@ struct group {
 	int standby;            /* -1: none */
 	uint32_t standby_index; /* where it stands, INDEX_NONE without */
 	bool standby_lent;      /* UDP: a joining worker has it as its socket */
+	bool told_of_waiting;   /* UDP: that what waits there can't be delivered again */
 	uint64_t *waiting;      /* ring of samples, for StandbyTimeoutSec: group_expire_standby() */
 	size_t n_waiting, next_waiting;
 	uint64_t left;    /* of those that came to the standby: how many are no longer there */
@@ -142,10 +143,12 @@ int group_set_members(struct group *group, const struct maglev_member *members, 
 /* A standby where there is none and one is wanted; UDP: at slot. */
 int group_make_standby(struct group *group, const struct listener_config *config, uint16_t slot,
 	const char **ret_step);
-/* A worker is active: TCP: what waits moves to it. UDP: the lent standby is the worker's now. */
+/* A worker is active: TCP: what waits moves to it. UDP: the lent standby is the worker's now, and
+ * what waits in one that is not lent is delivered again (redeliver.h). */
 void group_settle_standby(struct group *group, const struct listener_config *config);
-/* Once a second: nothing waits in the TCP standby while somebody is active. The kernel puts a
- * connection there by its hash in the moment for which a worker has detached the program. */
+/* Once a second: nothing waits in the standby while somebody is active. The kernel puts a
+ * connection there by its hash in the moment for which a worker has detached the program; and a
+ * datagram comes there in the moment in which the last worker but one has ended. */
 void group_empty_standby(struct group *group, const struct listener_config *config);
 /* Connections that wait in the TCP standby; 0 when that can't be told. */
 uint32_t group_standby_queue(const struct group *group);

@@ -45,7 +45,7 @@ struct options {
 	bool old_config; /* it was refused, and what an earlier daemon served goes on */
 	const char *program;
 	char **arguments;
-	bool adopt; /* keep CAP_CHOWN */
+	bool adopt; /* keep CAP_CHOWN and CAP_NET_RAW */
 };
 
 static void print_help(void)
@@ -63,8 +63,8 @@ static void print_help(void)
 	       "                           or /var/lib/reuseportd)\n"
 	       "  --user NAME              Run as that user when started by root\n"
 	       "                           (default: User= of the configuration, or reuseport)\n"
-	       "  --adopt                  Keep CAP_CHOWN when started by root, for\n"
-	       "                           reuseport-run --adopt\n"
+	       "  --adopt                  Keep CAP_CHOWN and CAP_NET_RAW when started by\n"
+	       "                           root, for reuseport-run --adopt\n"
 	       "  --check                  Check the configuration, say what is wrong, and exit\n"
 	       "  --help                   Show this\n"
 	       "  --version                Show the version\n\n"
@@ -324,6 +324,7 @@ static int become_user(const char *user, bool adopt)
 
 	privileges_set_perfmon(false);
 	privileges_set_chown(false);
+	privileges_set_raw(false);
 	if (result == -ENOENT)
 		log_error("cannot become user '%s': there is none; create it (systemd-sysusers, or "
 			  "useradd --system %s), or name another with --user",

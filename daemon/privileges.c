@@ -16,8 +16,9 @@ static void free_capabilities(cap_t *capabilities)
 
 static int set_capabilities(bool adopt)
 {
-	const cap_value_t kept[] = {CAP_BPF, CAP_NET_BIND_SERVICE, CAP_CHOWN};
-	const int n_kept = adopt ? 3 : 2;
+	/* CAP_NET_RAW where there is one: adoption works without. */
+	const cap_value_t kept[] = {CAP_BPF, CAP_NET_BIND_SERVICE, CAP_CHOWN, CAP_NET_RAW};
+	const int n_kept = !adopt ? 2 : privileges_may(CAP_NET_RAW) ? 4 : 3;
 	_cleanup_(free_capabilities) cap_t capabilities = cap_init();
 
 	if (!capabilities || cap_set_flag(capabilities, CAP_PERMITTED, n_kept, kept, CAP_SET) < 0 ||
@@ -62,6 +63,11 @@ void privileges_set_perfmon(bool on)
 void privileges_set_chown(bool on)
 {
 	set_effective(CAP_CHOWN, on);
+}
+
+void privileges_set_raw(bool on)
+{
+	set_effective(CAP_NET_RAW, on);
 }
 
 int privileges_drop(const char *user, bool adopt, const char **ret_step)

@@ -9,8 +9,8 @@
 #include <stdbool.h>
 
 /*
- * Started as root: becomes `user`, keeping CAP_BPF and CAP_NET_BIND_SERVICE, and CAP_CHOWN if
- * `adopt` asks for it. Started as another user (systemd's User=): changes nothing.
+ * Started as root: becomes `user`, keeping CAP_BPF and CAP_NET_BIND_SERVICE, and CAP_CHOWN and
+ * CAP_NET_RAW if `adopt` asks for them. Started as another user (systemd's User=): changes nothing.
  * -ENOENT: no such user; other negative errno with *ret_step a static name of what failed.
  */
 int privileges_drop(const char *user, bool adopt, const char **ret_step);
@@ -22,6 +22,9 @@ void privileges_set_perfmon(bool on);
 
 /* CAP_CHOWN, likewise: for the moment in which a socket changes hands. */
 void privileges_set_chown(bool on);
+
+/* CAP_NET_RAW, likewise: for the moment in which redeliver.c opens a socket. */
+void privileges_set_raw(bool on);
 
 /* Whether a capability (CAP_...) was granted, in effect or not. */
 bool privileges_may(int capability);

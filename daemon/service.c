@@ -373,15 +373,15 @@ static size_t collect_members(const struct listener *listener, struct maglev_mem
 	return n;
 }
 
-/* TCP: as soon as anyone is active. UDP: when the worker that has it as its socket is. */
+/* As soon as anyone is active. A UDP standby that is lent: when the worker that has it is. */
 static bool standby_is_due(const struct listener *listener)
 {
 	const struct group *group = listener->group;
 	const struct worker *holder;
 
-	if (listener->config->transport == TRANSPORT_TCP)
+	if (!group->standby_lent)
 		return true;
-	if (!group->standby_lent || group->standby_index >= SLOT_COUNT)
+	if (group->standby_index >= SLOT_COUNT)
 		return false;
 	holder = listener->service->manager->slots[group->standby_index];
 	return holder && holder->state != WORKER_JOINING;

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """reuseport-run: what the server is given, and what goes back and forth between it and the daemon."""
-import json
 import os
 import signal
 
 import pytest
 
 import harness
+from launched import PORT, Launched, ask, launch, wait_active  # noqa: F401
 
-PORT = 8080
-ADDRESS = ("127.0.0.1", PORT)
 
 # A server that tells what it was given, answers with its name, and ends well on SIGUSR1.
 SERVER = r"""
 import json, os, select, signal, socket, sys
-name, path, ready, *arguments = sys.argv[1:]
+path, name, ready, *arguments = sys.argv[1:]
 ended = []
 signal.signal(signal.SIGUSR1, lambda *_: ended.append(0))
 signal.signal(signal.SIGTERM, lambda *_: ended.append(5))
@@ -51,25 +49,6 @@ sys.exit(ended[0])
 """
 
 
-class Run:
-    def __init__(self, daemon, directory, name, options, arguments=(), ready="exec", **popen):
-        self.path = directory / f"{name}.json"
-        program = directory / "server.py"
-        program.write_text(SERVER)
-        self.process = harness.Process(
-            [harness.REUSEPORT_RUN, "--socket", daemon.worker_socket, "--service", "web", *options,
-             "--", "/usr/bin/python3", "-I", program, name, self.path, ready, *arguments],
-            directory / f"{name}.log", **popen)
-
-    def told(self):
-        """What the server says that it was given."""
-        def there():
-            assert self.process.returncode is None or self.path.exists(), self.process.output()
-            return self.path.exists()
-        harness.poll_until(there, "the server has started")
-        return json.loads(self.path.read_text())
-
-
 @pytest.fixture
 def daemon(start_daemon, configuration):
     configuration.service("web", f"""[Service]
@@ -82,27 +61,10 @@ ListenStream=127.0.0.1:{PORT + 1}
 
 
 @pytest.fixture
-def run(daemon, tmp_path):
-    running = []
-
-    def start(name, *options, **more):
-        running.append(Run(daemon, tmp_path, name, options, **more))
-        return running[-1]
-    yield start
-    for each in running:
-        each.process.stop()
-
-
-def ask(name, port=PORT, count=20):
-    clients = [harness.tcp_client(("127.0.0.1", port), b"request %d\n" % i) for i in range(count)]
-    harness.check_answers(clients, name)
-    harness.close_all(clients)
-
-
-def wait_active(daemon, count=1):
-    harness.poll_until(
-        lambda: [w["state"] for w in daemon.status("web")["workers"]].count("active") == count,
-        f"{count} active workers")
+def run(daemon, launch):  # noqa: F811
+    def start(name, *options, arguments=(), ready="exec", **more):
+        return launch(Launched, daemon, name, options, SERVER, (name, ready, *arguments), **more)
+    return start
 
 
 def test_listen_fds(daemon, run):

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Datagrams that wait in a UDP standby come to workers whose sockets exist already (adopted ones,
+ * which the standby can't become): they are read and given to the kernel again, as if their clients
+ * had sent them only now. A raw socket that is connected to the loopback address does that: its
+ * route is that of the loopback interface whatever a packet says, so a packet reaches this host
+ * alone, past the filter on sources, and the socket that gets it is found by the packet's own
+ * addresses.
+ *
+ * Addresses, ports, contents and ECN are what they were; what a worker may see is that it came by
+ * the loopback interface, with another TTL.
+ */
+#pragma once
+
+#include "daemon/config.h"
+
+/*
+ * Takes everything out of the standby, and has it delivered once more. Returns how many datagrams
+ * could not be (they are gone), or a negative errno with nothing taken: -EPERM (needs CAP_NET_RAW),
+ * -EOPNOTSUPP (the listener is bound to a device, which is not the loopback one).
+ */
+int redeliver(int standby, const struct listener_config *config);
