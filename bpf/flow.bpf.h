@@ -22,7 +22,7 @@ struct {
  */
 __noinline __u32 flow_search(struct flow_set *set, struct group_cpu *cpu)
 {
-	__u32 timeout = listener_map.flow_timeout, i;
+	__u32 timeout = group_head.flow_timeout, i;
 	volatile __u64 *word; /* each time from memory: all eight don't fit in registers */
 
 	if (!set || !cpu)
@@ -56,7 +56,7 @@ static __always_inline __u32 flow_find(struct group_cpu *cpu, __u32 set_hash, __
 {
 	struct flow_set *set;
 
-	cpu->key = set_hash & listener_map.flow_mask;
+	cpu->key = set_hash & group_head.flow_mask;
 	cpu->flow_tag = tag;
 	cpu->flow_now = bpf_ktime_get_coarse_ns() >> FLOW_TICK_SHIFT;
 	set = bpf_map_lookup_elem(&flow_map, &again(cpu)->key);
@@ -89,7 +89,7 @@ static __always_inline void flow_refresh(struct group_cpu *cpu)
 	if (!set)
 		return;
 	word = set->word[way & (FLOW_WAYS - 1)];
-	if (flow_age(word, cpu->flow_now) > listener_map.flow_timeout / 16)
+	if (flow_age(word, cpu->flow_now) > group_head.flow_timeout / 16)
 		set->word[way & (FLOW_WAYS - 1)] =
 			flow_word(cpu->flow_tag, (word >> 16) & 0xffff, cpu->flow_now);
 }
@@ -106,7 +106,7 @@ static __always_inline __u32 select_flow(
 	if (slot == INDEX_NONE || select_slot(ctx, slot) != 0)
 		return INDEX_NONE;
 	flow_refresh(cpu);
-	cpu->verdict[VERDICT_FLOW]++;
+	count_at(cpu, service_of(slot), VERDICT_FLOW);
 	count_slot(slot, false);
 	return slot;
 }

@@ -16,18 +16,26 @@
 #include <stddef.h>
 #include <bpf/bpf_helpers.h>
 
+#ifdef SHARED
+#include "share_layout.h"
+#define GROUP_INDEXES (INDEX_CLASSIFIER + 1)
+#define GROUP_ROWS (SHARE_MAX + 1) /* the last one is of no service */
+#else
 #include "layout.h"
+#define GROUP_INDEXES INDEX_COUNT
+#define GROUP_ROWS 1
+#endif
 
 struct {
 	__uint(type, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY);
-	__uint(max_entries, INDEX_COUNT);
+	__uint(max_entries, GROUP_INDEXES);
 	__type(key, __u32);
 	__type(value, __u64);
 } socket_map SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, GROUP_ROWS);
 	__type(key, __u32);
 	__type(value, struct group_cpu);
 } group_cpu SEC(".maps");
@@ -45,7 +53,28 @@ struct {
 		4096); /* the daemon puts one of its own in place, shared by all groups */
 } events SEC(".maps");
 
+/*
+ * One listener map, or one for each service that shares the listener. All that is asked for by
+ * number of a service below is the same whatever the number where there is one.
+ */
+#ifdef SHARED
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SHARE_MAX);
+	__type(key, __u32);
+	__type(value, struct listener_map);
+} listener_maps SEC(".maps");
+
+struct group_head group_head;
+
+/* Of each slot, the service; SHARE_NONE: nobody's. Written by the daemon. */
+__u8 slot_service[INDEX_KEYS] SEC(".data.services");
+const volatile __u32 service_key[SHARE_KEYS] SEC(".rodata.services") = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
 struct listener_map listener_map; /* .bss: the program knows its address, no look-up */
+#define group_head listener_map.head
+#endif
 
 /*
  * Keys to point at. slot_key[i] is i where packets may go to slot i: its worker is past joining, or
@@ -85,12 +114,66 @@ static __always_inline struct group_cpu *again(struct group_cpu *cpu)
 	return cpu;
 }
 
-static __always_inline void count(enum verdict verdict)
+#ifdef SHARED
+static __always_inline void *key_of_service(__u32 service)
 {
-	struct group_cpu *cpu = this_cpu();
+	service &= SHARE_KEYS - 1;
+	asm volatile("" : "+r"(service));
+	return (void *)&service_key[service & (SHARE_KEYS - 1)];
+}
 
-	if (cpu)
-		cpu->verdict[verdict]++;
+/* NULL: there is no such service. */
+static __always_inline struct listener_map *listener_map_of(__u32 service)
+{
+	return bpf_map_lookup_elem(&listener_maps, key_of_service(service));
+}
+
+static __always_inline __u32 service_of(__u32 slot)
+{
+	slot &= INDEX_KEYS - 1;
+	asm volatile("" : "+r"(slot));
+	return slot_service[slot & (INDEX_KEYS - 1)];
+}
+
+static __always_inline struct group_cpu *row_of(__u32 service)
+{
+	return bpf_map_lookup_elem(&group_cpu, key_of_service(service));
+}
+#else
+static __always_inline struct listener_map *listener_map_of(__attribute__((unused)) __u32 service)
+{
+	return &listener_map;
+}
+
+static __always_inline __u32 service_of(__attribute__((unused)) __u32 slot)
+{
+	return 0;
+}
+
+static __always_inline struct group_cpu *row_of(__attribute__((unused)) __u32 service)
+{
+	return this_cpu();
+}
+#endif
+
+static __always_inline void count(__u32 service, enum verdict verdict)
+{
+	struct group_cpu *row = row_of(service);
+
+	if (row)
+		row->verdict[verdict]++;
+}
+
+/* The same where the row of the only service is at hand. */
+static __always_inline void count_at(
+	struct group_cpu *cpu, __attribute__((unused)) __u32 service, enum verdict verdict)
+{
+#ifdef SHARED
+	cpu = row_of(service);
+	if (!cpu)
+		return;
+#endif
+	cpu->verdict[verdict]++;
 }
 
 static __always_inline void count_slot(__u32 slot, bool new_connection)
@@ -109,15 +192,15 @@ static __always_inline void report_empty(__u32 slot)
 {
 	struct slot_event *event;
 
-	if (listener_map.reported)
+	if (group_head.reported)
 		return;
-	listener_map.reported = 1;
+	group_head.reported = 1;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event) {
-		listener_map.reported = 0;
+		group_head.reported = 0;
 		return;
 	}
-	event->group = listener_map.group;
+	event->group = group_head.group;
 	event->slot = slot;
 	bpf_ringbuf_submit(event, 0);
 }
@@ -131,17 +214,26 @@ static __always_inline __u32 table_slot(const struct listener_table *table, __u3
 	return table->entries[entry & (TABLE_ROOM - 1)];
 }
 
+/* An argument that is not used in one of the objects: else the compiler passes none, and the
+ * verifier wants it. */
+#define NEEDED(argument) asm volatile("" : : "r"(argument))
+
 /*
  * One try of select_fallback(): the active worker that comes number `offset` after the hash's.
  * Returns its slot when it took the packet, INDEX_NONE when it did not. A global function: the
  * verifier checks it once by itself, and the loop that calls it stays simple (without CAP_PERFMON
  * every branch is walked speculatively as well, and 8,192 pending ones are the limit).
  */
-__noinline __u32 select_active(struct sk_reuseport_md *ctx, __u32 hash, __u32 offset)
+__noinline __u32 select_active(struct sk_reuseport_md *ctx, __u32 service, __u32 hash, __u32 offset)
 {
-	const struct listener_table *table = &listener_map.tables[listener_map.current & 1];
+	const struct listener_map *map = listener_map_of(service);
+	const struct listener_table *table;
 	__u32 slot;
 
+	NEEDED(service);
+	if (!map)
+		return INDEX_NONE;
+	table = &map->tables[map->current & 1];
 	if (offset >= table->n_active)
 		return INDEX_NONE;
 	slot = table->active[((hash % table->n_active + offset) % table->n_active) &
@@ -159,25 +251,28 @@ enum arrival {
  * The chosen slot is empty, or nobody is active: the next active workers in order, so that with at
  * most FALLBACK_TRIES of them every one is tried, then the standby. Returns as select_new().
  */
-__noinline __u32 select_other(struct sk_reuseport_md *ctx, __u32 hash, __u32 arrival)
+__noinline __u32 select_other(struct sk_reuseport_md *ctx, __u32 service, __u32 hash, __u32 arrival)
 {
+	struct listener_map *map;
 	__u32 i, slot;
 
+	NEEDED(service);
 #pragma unroll
 	for (i = 0; i < FALLBACK_TRIES; i++) {
-		slot = select_active(ctx, hash, i);
+		slot = select_active(ctx, service, hash, i);
 		if (slot != INDEX_NONE) {
-			count(VERDICT_FALLBACK);
+			count(service, VERDICT_FALLBACK);
 			count_slot(slot, arrival != ARRIVAL_STRAY);
 			return slot;
 		}
 	}
-	if (listener_map.standby != INDEX_NONE &&
-		bpf_sk_select_reuseport(ctx, &socket_map, &listener_map.standby, 0) == 0) {
-		count(VERDICT_STANDBY);
+	map = listener_map_of(service);
+	if (map && map->standby != INDEX_NONE &&
+		bpf_sk_select_reuseport(ctx, &socket_map, &map->standby, 0) == 0) {
+		count(service, VERDICT_STANDBY);
 		return INDEX_STANDBY;
 	}
-	count(VERDICT_DROPPED);
+	count(service, VERDICT_DROPPED);
 	return INDEX_NONE;
 }
 
@@ -187,32 +282,41 @@ __noinline __u32 select_other(struct sk_reuseport_md *ctx, __u32 hash, __u32 arr
  * counts for one verdict.
  */
 static __always_inline __u32 select_new(
-	struct sk_reuseport_md *ctx, __u32 hash, enum arrival arrival)
+	struct sk_reuseport_md *ctx, __u32 service, __u32 hash, enum arrival arrival)
 {
-	const struct listener_table *table = &listener_map.tables[listener_map.current & 1];
+	const struct listener_map *map = listener_map_of(service);
+	const struct listener_table *table;
 	__u32 slot;
 
+	if (!map)
+		return INDEX_NONE;
+	table = &map->tables[map->current & 1];
 	if (table->n_active) {
 		slot = table_slot(table, hash);
 		if (select_slot(ctx, slot) == 0) {
-			count(arrival == ARRIVAL_NEW       ? VERDICT_LISTENER
-				: arrival == ARRIVAL_MOVED ? VERDICT_MIGRATED
-							   : VERDICT_STRAY);
+			count(service, arrival == ARRIVAL_NEW     ? VERDICT_LISTENER
+				       : arrival == ARRIVAL_MOVED ? VERDICT_MIGRATED
+								  : VERDICT_STRAY);
 			count_slot(slot, arrival != ARRIVAL_STRAY);
 			return slot;
 		}
 		report_empty(slot);
 	}
-	return select_other(ctx, hash, arrival);
+	return select_other(ctx, service, hash, arrival);
 }
 
 /*
  * The slot to remember for what was selected. A UDP standby becomes the socket of the worker that
  * takes its slot, and the rest of what it holds the beginning of must go there as well.
  */
-static __always_inline __u32 slot_of(__u32 selected)
+static __always_inline __u32 slot_of(__u32 service, __u32 selected)
 {
-	return selected == INDEX_STANDBY ? listener_map.standby : selected;
+	const struct listener_map *map;
+
+	if (selected != INDEX_STANDBY)
+		return selected;
+	map = listener_map_of(service);
+	return map ? map->standby : INDEX_NONE;
 }
 
 /*

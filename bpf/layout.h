@@ -19,10 +19,13 @@
 #define LAYOUT_FLOW_MAP 1
 #endif
 #ifndef LAYOUT_COUNTERS
-#define LAYOUT_COUNTERS 1
+#define LAYOUT_COUNTERS 2
 #endif
 #ifndef LAYOUT_QUIC
 #define LAYOUT_QUIC 1
+#endif
+#ifndef LAYOUT_SHARE
+#define LAYOUT_SHARE 1
 #endif
 
 #define SLOT_COUNT 4096    /* slots of the daemon: 0 .. 4095 */
@@ -45,17 +48,22 @@ struct listener_table {
 	__u16 entries[TABLE_ROOM]; /* Maglev: hash -> slot */
 };
 
+/* What a group has once, however many listener maps there are. */
+struct group_head {
+	__u32 flow_mask;    /* sets of the flow map less one */
+	__u32 flow_timeout; /* ticks */
+	__u32 group;        /* number of the group, for events */
+	__u32 reported;     /* 1: an event is on its way that the daemon has not handled yet */
+};
+
 /*
  * Written by the daemon through its mapping, read by the program. The table that is not current is
  * filled, then `current` is switched: one word, so a reader sees the old table or the new one.
  */
 struct listener_map {
-	__u32 current;      /* 0 or 1 */
-	__u32 standby;      /* index in socket_map, or INDEX_NONE: refuse */
-	__u32 flow_mask;    /* sets of the flow map less one */
-	__u32 flow_timeout; /* ticks */
-	__u32 group;        /* number of the group, for events */
-	__u32 reported;     /* 1: an event is on its way that the daemon has not handled yet */
+	__u32 current;          /* 0 or 1 */
+	__u32 standby;          /* index in socket_map, or INDEX_NONE: refuse */
+	struct group_head head; /* of a group that has one listener map; else unused */
 	struct listener_table tables[2];
 };
 
@@ -94,6 +102,10 @@ enum verdict {
 			  * RST; QUIC packet of a connection that nobody has */
 	VERDICT_DROPPED, /* refused: no worker and no standby */
 	VERDICT_INVALID, /* QUIC: no packet header, dropped in silence */
+	/* Of a shared listener, in the row that belongs to no service: */
+	VERDICT_CLASSIFIER, /* to the classifier, and so not decided yet */
+	VERDICT_UNREAD,     /* would have gone there, but it is not there or can't follow: to the
+			     * default service, or dropped; counted there as well */
 	VERDICT_COUNT,
 };
 

@@ -15,8 +15,20 @@
 
 /* Services of one shared listener. One rotation of seven is left for whoever changes its key. */
 #define SHARE_MAX 6
+#define SHARE_KEYS 8        /* power of two above it */
+#define SHARE_NONE 0xff     /* no service */
+#define SHARE_ROW SHARE_MAX /* counters of packets that are no service's */
 /* Index in socket_map of the classifier's socket. Empty: the default service. */
 #define INDEX_CLASSIFIER INDEX_COUNT
+
+/* What the program alone reads, written by the daemon. */
+struct share_state {
+	__u32 default_service;
+	__u32 choice_mask; /* sets of choice_map less one */
+	__u32 modes;       /* bit 1 << QUIC_MODE_...: of a service that is there */
+	__u8 rotation_service[QUIC_ROTATIONS]; /* whose the rotation's key is; valid as in
+						  quic_state.rotations */
+};
 
 /*
  * choice_map: an array of struct flow_set (layout.h), share_page.choice_mask + 1 of them. A word is

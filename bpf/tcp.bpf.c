@@ -25,10 +25,10 @@ SEC("sk_reuseport/migrate")
 int tcp_select(struct sk_reuseport_md *ctx)
 {
 	if (ctx->migrating_sk)
-		return verdict_of(select_new(ctx, ctx->hash, ARRIVAL_MOVED));
+		return verdict_of(select_new(ctx, 0, ctx->hash, ARRIVAL_MOVED));
 	if (opens_connection(ctx))
-		return verdict_of(select_new(ctx, ctx->hash, ARRIVAL_NEW));
-	return verdict_of(select_new(ctx, ctx->hash, ARRIVAL_STRAY));
+		return verdict_of(select_new(ctx, 0, ctx->hash, ARRIVAL_NEW));
+	return verdict_of(select_new(ctx, 0, ctx->hash, ARRIVAL_STRAY));
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

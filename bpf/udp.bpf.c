@@ -17,8 +17,8 @@ int udp_select(struct sk_reuseport_md *ctx)
 	/* A tag is never 0; the lowest bit chooses the set, so nothing is lost by setting it. */
 	if (select_flow(ctx, cpu, hash, hash | 1) != INDEX_NONE)
 		return SK_PASS;
-	selected = select_new(ctx, hash, ARRIVAL_NEW);
-	flow_remember(cpu, slot_of(selected));
+	selected = select_new(ctx, 0, hash, ARRIVAL_NEW);
+	flow_remember(cpu, slot_of(0, selected));
 	return verdict_of(selected);
 }
 

@@ -92,7 +92,7 @@ static int check_kind(const struct adoption *adoption)
 			"ConnectionID=%s is for servers that use libreuseport; set it to nginx for "
 			"nginx, else to opaque",
 			cid_mode_name(config->cid_mode));
-	if (network_cookie(fd) != network_cookie(adoption->listener->group->sink))
+	if (network_cookie(fd) != network_cookie(adoption->listener->group->whole->sink))
 		return refuse(adoption, -EXDEV,
 			"the socket is of another network namespace than the daemon");
 	if (protocol == IPPROTO_MPTCP)

@@ -230,6 +230,12 @@ static int handle_key(void *user, const char *section, const char *name, const c
 	return 1;
 }
 
+/* Whether they may have one address; what else is wrong with it, parser_check_shares() says. */
+static bool in_one_share(const struct listener_config *a, const struct listener_config *b)
+{
+	return a->share && b->share && !strcmp(a->share, b->share);
+}
+
 /* Reports a listener whose address an earlier one has. */
 static void check_address(struct config_parser *parser, const struct service_config *service,
 	const struct listener_config *listener)
@@ -240,12 +246,16 @@ static void check_address(struct config_parser *parser, const struct service_con
 	if (!listener->address_text)
 		return;
 	other = service_config_find_address(service, listener);
+	if (other && in_one_share(other, listener))
+		other = NULL;
 	/* The later of two in the same file is the one to report. */
 	if (other && other->line > listener->line)
 		other = NULL;
 	for (size_t i = 0; !other && i < parser->config->n_services; i++) {
 		owner = parser->config->services[i]->name;
 		other = service_config_find_address(parser->config->services[i], listener);
+		if (other && in_one_share(other, listener))
+			other = NULL;
 	}
 	if (other)
 		parser_mistake(parser, listener->line,
@@ -451,6 +461,9 @@ int config_load(struct config **ret, const char *directory, char **ret_error)
 	if (!parser.errors)
 		return -ENOMEM;
 	r = parse_directory(&parser, directory);
+	parser_check_shares(&parser);
+	if (parser.no_memory)
+		r = -ENOMEM;
 	if (fclose(parser.errors) != 0)
 		return -ENOMEM;
 	if (r == -ENOMEM)

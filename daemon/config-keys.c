@@ -189,23 +189,6 @@ static int key_device(
 	return 0;
 }
 
-static int key_state_directory(
-	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
-{
-	char *copy;
-
-	if (value[0] != '/')
-		return mistake(
-			parser, "%s= is '%s', not a path that begins with /", key->name, value);
-	copy = strdup(value);
-	if (!copy)
-		return -ENOMEM;
-	free(*(char **)field);
-	*(char **)field = copy;
-	parser->config->state_directory_set = true;
-	return 0;
-}
-
 /* The file is read when the listener is opened, by the daemon's user. */
 static int key_key_file(
 	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
@@ -354,6 +337,65 @@ static int key_listen(
 	return r;
 }
 
+static int key_share(
+	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
+{
+	return parser_set_share(parser, key->name, value);
+}
+
+static int key_match(
+	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
+{
+	return parser_set_match(parser, key->name, value);
+}
+
+static int key_match_default(
+	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
+{
+	parser->listener->match_line = parser->line;
+	return key_boolean(parser, key, value, field);
+}
+
+static int key_percent(
+	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
+{
+	return parser_set_percent(parser, key->name, value, field);
+}
+
+static int key_overflow(
+	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
+{
+	if (strcmp(value, "default") && strcmp(value, "drop"))
+		return mistake(parser, "%s= is '%s', not default or drop", key->name, value);
+	*(bool *)field = !strcmp(value, "drop");
+	return 0;
+}
+
+static int key_path(
+	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
+{
+	char *copy;
+
+	if (value[0] != '/')
+		return mistake(
+			parser, "%s= is '%s', not a path that begins with /", key->name, value);
+	copy = strdup(value);
+	if (!copy)
+		return -ENOMEM;
+	free(*(char **)field);
+	*(char **)field = copy;
+	return 0;
+}
+
+static int key_state_directory(
+	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
+{
+	int r = key_path(parser, key, value, field);
+
+	parser->config->state_directory_set = r >= 0;
+	return r;
+}
+
 #define TCP (1u << TRANSPORT_TCP)
 #define UDP (1u << TRANSPORT_UDP)
 #define QUIC (1u << TRANSPORT_QUIC)
@@ -377,6 +419,9 @@ static const struct config_key keys[] = {
 	{SECTION_DAEMON, "AnswerTimeoutSec", key_time, DAEMON(answer_timeout_usec),
 		.min = USEC_PER_MSEC, .max = 3600 * USEC_PER_SEC},
 	{SECTION_DAEMON, "StateDirectory", key_state_directory, DAEMON(state_directory)},
+	{SECTION_DAEMON, "Classifier", key_path, DAEMON(classifier)},
+	{SECTION_DAEMON, "ClassifierShare", key_percent, DAEMON(classifier_percent)},
+	{SECTION_DAEMON, "ClassifierOverflow", key_overflow, DAEMON(classifier_drop)},
 	{SECTION_SERVICE, "Name", key_service_name, SERVICE(name)},
 	{SECTION_SERVICE, "AllowUser", key_allow, .repeats = true},
 	{SECTION_SERVICE, "AllowGroup", key_allow, .repeats = true},
@@ -406,6 +451,11 @@ static const struct config_key keys[] = {
 		.transports = UDP | QUIC},
 	{SECTION_LISTENER, "ConnectionID", key_cid_mode, LISTENER(cid_mode), .transports = QUIC},
 	{SECTION_LISTENER, "ConnectionIDKeyFile", key_key_file, LISTENER(key_file),
+		.transports = QUIC},
+	{SECTION_LISTENER, "Share", key_share, .transports = QUIC},
+	{SECTION_LISTENER, "MatchServerName", key_match, .repeats = true, .transports = QUIC},
+	{SECTION_LISTENER, "MatchALPN", key_match, .repeats = true, .transports = QUIC},
+	{SECTION_LISTENER, "MatchDefault", key_match_default, LISTENER(match_default),
 		.transports = QUIC},
 };
 
@@ -496,4 +546,6 @@ void parser_check_listener_keys(struct config_parser *parser)
 				"encrypted",
 				keys[i].name, cid_mode_name(listener->cid_mode));
 	}
+	if (listener->transport == TRANSPORT_QUIC)
+		parser_check_share(parser);
 }

@@ -10,7 +10,7 @@
 #include "common/util.h"
 #include "daemon/config.h"
 
-#define CONFIG_KEYS_MAX 40
+#define CONFIG_KEYS_MAX 48
 
 enum section {
 	SECTION_NONE, /* before the first header, or in a section that was refused */
@@ -51,3 +51,13 @@ void parser_set_key(struct config_parser *parser, const char *name, const char *
 
 /* The listener's section has ended: reports the keys that have no meaning for what it is. */
 void parser_check_listener_keys(struct config_parser *parser);
+
+/* config-share.c */
+int parser_set_share(struct config_parser *parser, const char *key, const char *value);
+/* MatchServerName= and MatchALPN=. */
+int parser_set_match(struct config_parser *parser, const char *key, const char *value);
+int parser_set_percent(
+	struct config_parser *parser, const char *key, const char *value, unsigned *ret);
+void parser_check_share(struct config_parser *parser);
+/* When all files are read: listeners of one share. */
+void parser_check_shares(struct config_parser *parser);

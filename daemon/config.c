@@ -38,6 +38,71 @@ const char *cid_mode_name(enum cid_mode mode)
 	return (size_t)mode < ARRAY_SIZE(cid_mode_names) ? cid_mode_names[mode] : "unknown";
 }
 
+void config_words_clear(struct config_words *words)
+{
+	for (size_t i = 0; i < words->n; i++)
+		free(words->word[i]);
+	free(words->word);
+	*words = (struct config_words){0};
+}
+
+int config_words_add(struct config_words *words, const char *word)
+{
+	char **grown = reallocarray(words->word, words->n + 1, sizeof(*grown));
+
+	if (!grown)
+		return -ENOMEM;
+	words->word = grown;
+	grown[words->n] = strdup(word);
+	if (!grown[words->n])
+		return -ENOMEM;
+	words->n++;
+	return 0;
+}
+
+bool config_words_have(const struct config_words *words, const char *word)
+{
+	for (size_t i = 0; i < words->n; i++)
+		if (strcmp(words->word[i], word) == 0)
+			return true;
+	return false;
+}
+
+static int copy_words(struct config_words *to, const struct config_words *from)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < from->n && r >= 0; i++)
+		r = config_words_add(to, from->word[i]);
+	return r;
+}
+
+static bool copy_text(char **to, const char *from)
+{
+	*to = from ? strdup(from) : NULL;
+	return *to || !from;
+}
+
+struct listener_config *listener_config_copy(const struct listener_config *listener)
+{
+	struct listener_config *copy = malloc(sizeof(*copy));
+	bool good;
+
+	if (!copy)
+		return NULL;
+	*copy = *listener;
+	copy->server_names = copy->protocols = (struct config_words){0};
+	good = copy_text(&copy->name, listener->name);
+	good &= copy_text(&copy->file, listener->file);
+	good &= copy_text(&copy->address_text, listener->address_text);
+	good &= copy_text(&copy->bind_to_device, listener->bind_to_device);
+	good &= copy_text(&copy->key_file, listener->key_file);
+	good &= copy_text(&copy->share, listener->share);
+	good &= copy_words(&copy->server_names, &listener->server_names) >= 0;
+	good &= copy_words(&copy->protocols, &listener->protocols) >= 0;
+	return good ? copy : listener_config_free(copy);
+}
+
 struct listener_config *listener_config_free(struct listener_config *listener)
 {
 	if (!listener)
@@ -47,6 +112,9 @@ struct listener_config *listener_config_free(struct listener_config *listener)
 	free(listener->address_text);
 	free(listener->bind_to_device);
 	free(listener->key_file);
+	free(listener->share);
+	config_words_clear(&listener->server_names);
+	config_words_clear(&listener->protocols);
 	free(listener);
 	return NULL;
 }
@@ -75,6 +143,7 @@ void config_free(struct config *config)
 	free(config->services);
 	free(config->user);
 	free(config->state_directory);
+	free(config->classifier);
 	free(config);
 }
 
@@ -102,12 +171,14 @@ int config_new(struct config **ret)
 		return -ENOMEM;
 	config->user = strdup("reuseport");
 	config->state_directory = default_state_directory();
-	if (!config->user || !config->state_directory) {
+	config->classifier = strdup(CLASSIFIER);
+	if (!config->user || !config->state_directory || !config->classifier) {
 		config_free(config);
 		return -ENOMEM;
 	}
 	config->status_group = (gid_t)-1;
 	config->admin_group = (gid_t)-1;
+	config->classifier_percent = 50;
 	config->max_connections = 512;
 	config->max_slots = 2048;
 	config->max_cids = 1 << 20;
@@ -170,6 +241,19 @@ int service_config_add_listener(struct service_config *service, struct listener_
 	service->listeners = listeners;
 	listeners[service->n_listeners++] = listener;
 	return 0;
+}
+
+bool listener_config_same_socket(const struct listener_config *a, const struct listener_config *b)
+{
+	const char *device_a = a->bind_to_device ? a->bind_to_device : "";
+	const char *device_b = b->bind_to_device ? b->bind_to_device : "";
+
+	return a->transport == b->transport && a->address_length == b->address_length &&
+	       memcmp(&a->address, &b->address, a->address_length) == 0 &&
+	       a->ipv6_only == b->ipv6_only && a->free_bind == b->free_bind &&
+	       a->transparent == b->transparent && strcmp(device_a, device_b) == 0 &&
+	       a->host_id == b->host_id && a->n_flows == b->n_flows &&
+	       a->flow_timeout_usec == b->flow_timeout_usec;
 }
 
 static bool same_address(const struct listener_config *a, const struct listener_config *b)

@@ -28,6 +28,11 @@ enum cid_mode { /* ConnectionID=; values as in proto/protocol.h */
 	CID_OPAQUE = 5,
 };
 
+struct config_words {
+	char **word;
+	size_t n;
+};
+
 struct listener_config {
 	char *name; /* unique in its service */
 	char *file; /* where it was defined, for messages */
@@ -52,6 +57,11 @@ struct listener_config {
 	enum cid_mode cid_mode; /* ConnectionID=, QUIC only, default quic-lb */
 	uint16_t host_id;       /* HostID= of the daemon */
 	char *key_file; /* ConnectionIDKeyFile=, quic-lb only, a full path; NULL: keys are made */
+	char *share;    /* Share=, QUIC only; NULL: the listener is its service's alone */
+	struct config_words server_names; /* MatchServerName=, lower case, no dot at the end */
+	struct config_words protocols;    /* MatchALPN= */
+	bool match_default;               /* MatchDefault= */
+	unsigned share_line, match_line;  /* of these keys, the last one; 0: none */
 };
 
 struct service_config {
@@ -83,7 +93,10 @@ struct config {
 	uint64_t answer_timeout_usec; /* AnswerTimeoutSec=, for ACK, default 10 s */
 	/* StateDirectory=, default $STATE_DIRECTORY or /var/lib/reuseportd. NULL: there is none. */
 	char *state_directory;
-	bool state_directory_set; /* by StateDirectory=, so it must be there */
+	char *classifier;            /* Classifier=, the program for shared listeners */
+	unsigned classifier_percent; /* ClassifierShare=, of one core, for each share; default 50 */
+	bool classifier_drop;        /* ClassifierOverflow=drop; default: to the default service */
+	bool state_directory_set;    /* by StateDirectory=, so it must be there */
 };
 
 /* Defaults (one of them by $STATE_DIRECTORY), no service. -ENOMEM. */
@@ -114,11 +127,19 @@ struct service_config *service_config_new(const char *file);
 struct service_config *service_config_free(struct service_config *service);
 struct listener_config *listener_config_new(const char *name, const char *file, unsigned line);
 struct listener_config *listener_config_free(struct listener_config *listener);
+/* NULL: no memory. */
+struct listener_config *listener_config_copy(const struct listener_config *listener);
+int config_words_add(struct config_words *words, const char *word);
+void config_words_clear(struct config_words *words);
+bool config_words_have(const struct config_words *words, const char *word);
 int config_add_service(struct config *config, struct service_config *service);
 int service_config_add_listener(struct service_config *service, struct listener_config *listener);
 /* Another listener of the service that has the same protocol, address and device, or NULL. */
 const struct listener_config *service_config_find_address(
 	const struct service_config *service, const struct listener_config *listener);
+
+/* Whether sockets of both can be in one group, under one program. */
+bool listener_config_same_socket(const struct listener_config *a, const struct listener_config *b);
 
 /* "tcp", "udp", "quic". */
 const char *transport_name(enum transport transport);

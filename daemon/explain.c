@@ -122,8 +122,7 @@ static uint64_t hash_prefix(const struct explanation *e, const uint8_t *id, uint
 static uint32_t flow_slot(const struct explanation *e, uint64_t hash)
 {
 	const struct group *group = e->listener->group;
-	const struct listener_map *map = group->listener_map;
-	const struct flow_set *set = &group->flows[quic_flow_set(hash) & map->flow_mask];
+	const struct flow_set *set = &group->flows[quic_flow_set(hash) & group->head->flow_mask];
 	struct timespec time;
 	uint32_t now;
 
@@ -137,8 +136,9 @@ static uint32_t flow_slot(const struct explanation *e, uint64_t hash)
 
 		if (word >> 32 != quic_flow_tag(hash))
 			continue;
-		return flow_age(word, now) <= map->flow_timeout && has_worker(e, slot) ? slot
-										       : INDEX_NONE;
+		return flow_age(word, now) <= group->head->flow_timeout && has_worker(e, slot)
+			       ? slot
+			       : INDEX_NONE;
 	}
 	return INDEX_NONE;
 }

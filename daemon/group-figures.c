@@ -51,7 +51,7 @@ bool group_flow_fill(const struct group *group, struct fill *ret)
 			uint64_t word =
 				__atomic_load_n(&group->flows[i].word[way], __ATOMIC_RELAXED);
 
-			used += word && flow_age(word, now) <= group->listener_map->flow_timeout;
+			used += word && flow_age(word, now) <= group->head->flow_timeout;
 		}
 	*ret = (struct fill){.used = used * step, .size = group->n_flow_sets * FLOW_WAYS};
 	return true;

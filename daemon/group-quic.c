@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 
+#include "bpf/share_layout.h"
 #include "common/util.h"
 
 #ifndef SO_COOKIE
@@ -47,7 +48,7 @@ static int choose_program(struct bpf_object *object, enum cid_mode mode)
 /* Two places for each ID there may be: nearly all find room in their set. */
 static uint32_t n_dcid_sets(const struct listener_config *config)
 {
-	if (config->cid_mode != CID_REGISTERED)
+	if (config->cid_mode != CID_REGISTERED && !config->share)
 		return 1;
 	return MAX(config->n_flows / DCID_CACHE_WAYS, 1u) * 2;
 }
@@ -56,7 +57,8 @@ int group_quic_prepare(struct bpf_object *object, const struct listener_config *
 {
 	struct bpf_map *map = bpf_object__find_map_by_name(object, ".rodata.settings");
 	struct quic_settings *settings;
-	uint32_t n_cached = config->cid_mode == CID_QUIC_LB ? config->n_flows : 1;
+	bool all = config->share;
+	uint32_t n_cached = all || config->cid_mode == CID_QUIC_LB ? config->n_flows : 1;
 	size_t size;
 	int result;
 
@@ -65,14 +67,18 @@ int group_quic_prepare(struct bpf_object *object, const struct listener_config *
 		return -EINVAL;
 	settings->cid_cache_mask = n_cached - 1;
 	settings->dcid_cache_mask = n_dcid_sets(config) - 1;
-	result = choose_program(object, config->cid_mode);
+	result = all ? 0 : choose_program(object, config->cid_mode);
 	if (result >= 0)
 		result = set_entries(object, "cid_cache", n_cached);
-	if (result >= 0 && config->cid_mode == CID_REGISTERED)
+	if (result >= 0 && (all || config->cid_mode == CID_REGISTERED))
 		result = set_entries(object, "dcid_map", config->n_flows);
+	/* Whether there will be any is not known yet: memory for those that are. */
+	if (result >= 0 && all)
+		result = bpf_map__set_map_flags(
+			bpf_object__find_map_by_name(object, "dcid_map"), BPF_F_NO_PREALLOC);
 	if (result >= 0)
 		result = set_entries(object, "dcid_cache", n_dcid_sets(config));
-	if (result >= 0 && config->cid_mode == CID_NGINX)
+	if (result >= 0 && (all || config->cid_mode == CID_NGINX))
 		result = set_entries(object, "cookie_map", SLOT_COUNT);
 	return result;
 }
@@ -92,7 +98,7 @@ int group_quic_new(struct group_quic **ret, struct bpf_object *object,
 		return -errno;
 	}
 	quic->state = memory;
-	if (config->cid_mode == CID_REGISTERED) {
+	if (config->share || config->cid_mode == CID_REGISTERED) {
 		quic->n_sets = n_dcid_sets(config);
 		memory = mmap(NULL, quic->n_sets * sizeof(*quic->sets), PROT_READ | PROT_WRITE,
 			MAP_SHARED, bpf_object__find_map_fd_by_name(object, "dcid_cache"), 0);
@@ -106,8 +112,8 @@ int group_quic_new(struct group_quic **ret, struct bpf_object *object,
 	}
 	quic->dcid_map = bpf_object__find_map_fd_by_name(object, "dcid_map");
 	quic->cookie_map = bpf_object__find_map_fd_by_name(object, "cookie_map");
-	quic->mode = config->cid_mode;
-	quic->max_cids = config->cid_mode == CID_REGISTERED ? config->n_flows : 0;
+	quic->mode = config->share ? CID_NONE : config->cid_mode;
+	quic->max_cids = quic->sets ? config->n_flows : 0;
 	quic->state->server = (uint32_t)config->host_id << 16;
 	/* What is hashed under the key must be found again. */
 	if (!inherited && getrandom(&quic->state->hash_key, sizeof(quic->state->hash_key), 0) !=
@@ -129,11 +135,29 @@ struct group_quic *group_quic_free(struct group_quic *quic)
 	return NULL;
 }
 
-void group_quic_set_keys(struct group_quic *quic, const struct keys *keys)
+static bool is_of(const struct group_quic *quic, unsigned rotation, uint32_t number)
 {
-	struct quic_state *state = quic->state;
+	return !quic->rotation_service || quic->rotation_service[rotation] == number;
+}
+
+uint32_t group_quic_foreign_rotations(const struct group_quic *quic, uint32_t number)
+{
 	uint32_t rotations = 0;
 
+	for (unsigned i = 0; i < KEYS_MAX; i++)
+		if (quic->state->rotations & 1u << i && !is_of(quic, i, number))
+			rotations |= 1u << i;
+	return rotations;
+}
+
+void group_quic_set_keys(
+	struct group_quic *quic, uint32_t number, enum cid_mode mode, const struct keys *keys)
+{
+	struct quic_state *state = quic->state;
+	uint32_t rotations = group_quic_foreign_rotations(quic, number);
+
+	if (quic->rotation_service && mode != CID_QUIC_LB)
+		return;
 	for (unsigned i = 0; i < KEYS_MAX; i++)
 		if (keys->valid[i])
 			rotations |= 1u << i;
@@ -146,19 +170,27 @@ void group_quic_set_keys(struct group_quic *quic, const struct keys *keys)
 		if (!keys->valid[i] || state->rotations & 1u << i)
 			continue;
 		quic_lb_configure(&config, i, QUIC_SERVER_ID_LENGTH, QUIC_NONCE_LENGTH,
-			quic->mode == CID_QUIC_LB ? keys->key[i] : NULL);
+			mode == CID_QUIC_LB ? keys->key[i] : NULL);
 		state->config[i] = config;
+		if (quic->rotation_service)
+			quic->rotation_service[i] = (uint8_t)number;
 	}
 	__atomic_store_n(&state->rotations, rotations, __ATOMIC_SEQ_CST);
 }
 
-int group_quic_add_socket(struct group_quic *quic, int fd, uint16_t slot)
+void group_quic_forget_service(struct group_quic *quic, uint32_t number)
+{
+	__atomic_and_fetch(&quic->state->rotations, group_quic_foreign_rotations(quic, number),
+		__ATOMIC_SEQ_CST);
+}
+
+int group_quic_add_socket(struct group_quic *quic, enum cid_mode mode, int fd, uint16_t slot)
 {
 	uint32_t value = slot;
 	uint64_t cookie;
 	socklen_t length = sizeof(cookie);
 
-	if (quic->mode != CID_NGINX)
+	if (mode != CID_NGINX)
 		return 0;
 	if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0)
 		return -errno;
@@ -234,6 +266,8 @@ static void forget_one(struct group_quic *quic, uint16_t slot, const struct dcid
 		__atomic_store_n(word, 0, __ATOMIC_RELAXED);
 	quic->n_cids--;
 	quic->n_of_slot[slot]--;
+	if (quic->slot_service)
+		quic->n_of_service[quic->slot_service[slot]]--;
 	if (i >= 0 && --quic->n_of_length[i] == 0)
 		set_length(quic, i, 0);
 }
@@ -257,9 +291,9 @@ static void delete_slot(struct group_quic *quic, int map, uint16_t slot)
 
 void group_quic_remove_slot(struct group_quic *quic, uint16_t slot)
 {
-	if (quic->mode == CID_NGINX)
+	if (quic->mode == CID_NGINX || quic->mode == CID_NONE)
 		delete_slot(quic, quic->cookie_map, slot);
-	else if (quic->mode == CID_REGISTERED && quic->n_cids)
+	if (quic->n_cids)
 		delete_slot(quic, quic->dcid_map, slot);
 }
 
@@ -271,10 +305,19 @@ static struct dcid_key key_of(const struct protocol_cid *cid)
 	return key;
 }
 
+static void count_service(struct group_quic *quic, uint16_t slot, uint8_t length)
+{
+	if (!quic->slot_service)
+		return;
+	quic->n_of_service[quic->slot_service[slot]]++;
+	quic->length_of_service[quic->slot_service[slot]] = length;
+}
+
 /* 1: added; 0: it was the slot's already. */
 static int add_one(struct group_quic *quic, uint16_t slot, const struct protocol_cid *cid)
 {
 	const struct dcid_key key = key_of(cid);
+	const uint8_t *service = quic->slot_service ? &quic->slot_service[slot] : NULL;
 	uint32_t value = slot, holder;
 	int index;
 
@@ -291,6 +334,11 @@ static int add_one(struct group_quic *quic, uint16_t slot, const struct protocol
 		index = length_index(quic, 0);
 	if (index < 0)
 		return -EMLINK;
+	if (service && quic->n_of_service[*service] >= quic->max_cids / SHARE_MAX)
+		return -ENOSPC;
+	if (service && quic->n_of_service[*service] &&
+		quic->length_of_service[*service] != cid->length)
+		return -EMLINK;
 	if (bpf_map_update_elem(quic->dcid_map, &key, &value, BPF_NOEXIST) < 0)
 		return errno == E2BIG ? -EDQUOT : -errno;
 	set_length(quic, index, cid->length);
@@ -298,6 +346,7 @@ static int add_one(struct group_quic *quic, uint16_t slot, const struct protocol
 	quic->n_cids++;
 	cache_one(quic, &key, slot);
 	quic->n_of_slot[slot]++;
+	count_service(quic, slot, cid->length);
 	return 1;
 }
 
@@ -365,6 +414,10 @@ static void count_cids(struct group_quic *quic)
 	for (uint32_t i = 0; i < quic->n_sets; i++)
 		for (size_t way = 0; way < DCID_CACHE_WAYS; way++)
 			__atomic_store_n(&quic->sets[i].word[way], 0, __ATOMIC_RELAXED);
+	quic->n_cids = 0;
+	memset(quic->n_of_length, 0, sizeof(quic->n_of_length));
+	memset(quic->n_of_slot, 0, sizeof(quic->n_of_slot));
+	memset(quic->n_of_service, 0, sizeof(quic->n_of_service));
 	while (more) {
 		uint32_t slot;
 		int index = length_index(quic, key.length);
@@ -376,6 +429,7 @@ static void count_cids(struct group_quic *quic)
 			quic->n_of_length[index]++;
 			quic->n_cids++;
 			quic->n_of_slot[slot]++;
+			count_service(quic, (uint16_t)slot, key.length);
 			cache_one(quic, &key, (uint16_t)slot);
 		}
 		more = bpf_map_get_next_key(quic->dcid_map, &key, &next) == 0;
@@ -388,9 +442,9 @@ static void count_cids(struct group_quic *quic)
 
 void group_quic_reconcile(struct group_quic *quic, const bool *held)
 {
-	if (quic->mode == CID_NGINX)
+	if (quic->mode == CID_NGINX || quic->mode == CID_NONE)
 		delete_unheld(quic, quic->cookie_map, held);
-	if (quic->mode != CID_REGISTERED)
+	if (quic->mode != CID_REGISTERED && quic->mode != CID_NONE)
 		return;
 	delete_unheld(quic, quic->dcid_map, held);
 	count_cids(quic);

@@ -27,6 +27,7 @@
 
 struct bpf_object;
 struct group_quic;
+struct group_share;
 struct store;
 
 /* Maps that outlive the daemon; those that a program does not have stay unused. */
@@ -42,20 +43,34 @@ enum group_map {
 	GROUP_DCID_CACHE,
 	GROUP_COOKIES,
 	GROUP_CID_CACHE,
+	GROUP_LISTENER_MAPS, /* from here: of a shared listener */
+	GROUP_SLOT_SERVICES,
+	GROUP_SHARE_STATE,
+	GROUP_SHARE_PAGE,
+	GROUP_CHOICES,
 	GROUP_MAPS,
 };
 
 struct group {
-	struct bpf_object *object;
-	int program;
+	/* Of a listener that services share: what they have in common, which is no listener's. The
+	 * group of each has its listener map and standby, and reaches the rest by the fields up to
+	 * n_flow_sets, which are the whole's. Otherwise itself. */
+	struct group *whole;
+	uint32_t number; /* of the service on a shared listener; of the whole: SHARE_ROW */
+	struct group_share *share;         /* NULL where nothing is shared */
+	struct listener_map *listener_map; /* mapped, shared with the program */
+	struct group_head *head;           /* mapped */
 	int socket_map;
 	int group_cpu;
 	int slot_counters;
-	struct listener_map *listener_map; /* mapped, shared with the program */
-	uint32_t *slot_key;                /* mapped: which slots are open */
-	struct flow_set *flows;            /* mapped; NULL for TCP */
-	struct group_quic *quic;           /* NULL for others */
+	uint32_t *slot_key;      /* mapped: which slots are open */
+	struct flow_set *flows;  /* mapped; NULL for TCP */
+	struct group_quic *quic; /* NULL for others */
 	size_t n_flow_sets;
+	struct bpf_object *object;
+	int program;
+	void *bss; /* mapped */
+	size_t bss_size;
 	int sink;
 	int standby;            /* -1: none */
 	uint32_t standby_index; /* where it stands, INDEX_NONE without */
@@ -94,6 +109,12 @@ int group_new(struct group **ret, const struct listener_config *config,
  */
 int group_resume(struct group **ret, const struct listener_config *config,
 	const struct group_place *place, const json_t *saved, char **ret_error);
+/* The group of a service that shares the listener of whole, under a number that nobody has. whole
+ * must outlive it. -ENOMEM. */
+int group_join(struct group **ret, struct group *whole, uint32_t number,
+	const struct listener_config *config);
+int group_resume_joined(struct group **ret, struct group *whole, uint32_t number,
+	const struct listener_config *config, const json_t *saved);
 /* A new reference. */
 json_t *group_to_json(const struct group *group);
 /*

@@ -581,30 +581,66 @@ static int replace_keys(const struct keys *keys, const struct keys *changed)
 	return r < 0 ? r : write_state(keys, directory, root);
 }
 
+/* A new key under the next rotation of *changed that is free; on disk, then in *keys. */
+static int make_current(struct keys *keys, struct keys *changed)
+{
+	unsigned rotation = keys->current;
+	int r;
+
+	for (unsigned tried = 1;; tried++) {
+		rotation = (rotation + 1) % KEYS_MAX;
+		if (!changed->valid[rotation] && !(keys->foreign & 1u << rotation))
+			break;
+		if (tried == KEYS_MAX)
+			return -EBUSY;
+	}
+	changed->current = (uint8_t)rotation;
+	changed->valid[rotation] = true;
+	r = random_octets(changed->key[rotation], sizeof(changed->key[rotation]));
+	if (r >= 0)
+		r = replace_keys(keys, changed);
+	if (r >= 0) {
+		copy_keys(keys, changed);
+		keys->next = 0;
+		keys->next_block = 0;
+	}
+	return r;
+}
+
 int keys_rotate(struct keys *keys)
 {
 	struct keys changed = {};
-	unsigned rotation = keys->current;
 	int r;
 
 	if (keys->given)
 		return -EOPNOTSUPP;
-	do
-		rotation = (rotation + 1) % KEYS_MAX;
-	while (keys->valid[rotation] && rotation != keys->current);
-	if (rotation == keys->current)
-		return -EBUSY;
 	copy_keys(&changed, keys);
-	changed.current = (uint8_t)rotation;
-	changed.valid[rotation] = true;
-	r = random_octets(changed.key[rotation], sizeof(changed.key[rotation]));
-	if (r >= 0)
+	r = make_current(keys, &changed);
+	explicit_bzero(&changed, sizeof(changed));
+	return r;
+}
+
+int keys_avoid_foreign(struct keys *keys)
+{
+	struct keys changed = {};
+	bool found = false;
+	int r = 0;
+
+	if (keys->given)
+		return -EOPNOTSUPP;
+	copy_keys(&changed, keys);
+	for (unsigned i = 0; i < KEYS_MAX; i++)
+		if (keys->valid[i] && keys->foreign & 1u << i) {
+			found = true;
+			changed.valid[i] = false;
+			explicit_bzero(changed.key[i], sizeof(changed.key[i]));
+		}
+	if (found && !changed.valid[keys->current])
+		r = make_current(keys, &changed);
+	else if (found)
 		r = replace_keys(keys, &changed);
-	if (r >= 0) {
+	if (found && r >= 0)
 		copy_keys(keys, &changed);
-		keys->next = 0;
-		keys->next_block = 0;
-	}
 	explicit_bzero(&changed, sizeof(changed));
 	return r;
 }

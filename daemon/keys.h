@@ -28,6 +28,8 @@ struct keys {
 	uint8_t key[KEYS_MAX][16]; /* AES-128; zeros where not valid */
 	uint8_t token_secret[32];  /* for reset and address-validation tokens */
 	bool given;                /* by a file */
+	uint32_t foreign; /* bit i: a new key gets another rotation than i, which is another
+			   * service's on a shared listener. Set by the owner; 0 at first. */
 
 	/* Private from here. */
 	char *directory;     /* NULL: in memory only */
@@ -80,6 +82,13 @@ int keys_next_nonce_prefix(struct keys *keys, uint8_t ret_prefix[4]);
  * the state file. Else an error of reading or writing it.
  */
 int keys_rotate(struct keys *keys);
+
+/*
+ * Forgets the keys of the rotations in keys->foreign: their IDs can't be told from those of another
+ * service. If the current one is among them, a new key is made as by keys_rotate(). 0, also if none
+ * was; else as keys_rotate(), and nothing is changed.
+ */
+int keys_avoid_foreign(struct keys *keys);
 
 /*
  * The IDs of this rotation are gone: forgets its key. 0 also if it was not valid; -EINVAL: it is

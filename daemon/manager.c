@@ -19,6 +19,7 @@
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
 #include "daemon/monitor.h"
+#include "daemon/share.h"
 #include "daemon/state.h"
 #include "daemon/store.h"
 
@@ -98,7 +99,9 @@ static int on_slot_event(void *user_data, void *data, size_t size)
 	for (struct service *s = manager->services; s; s = s->next)
 		for (size_t i = 0; i < s->n_listeners; i++)
 			if (s->listeners[i] && s->listeners[i]->number == event->group)
-				s->listeners[i]->group->listener_map->reported = 0;
+				s->listeners[i]->group->head->reported = 0;
+	if (share_find(manager, event->group))
+		share_find(manager, event->group)->group->head->reported = 0;
 	worker = manager->slots[event->slot];
 	if (worker)
 		registration_check(worker->registration);
@@ -139,6 +142,7 @@ static int on_tick(sd_event_source *source, uint64_t time, void *user_data)
 		control_tick(manager->control, manager->config->answer_timeout_usec);
 	for (struct service *s = manager->services; s; s = s->next)
 		service_tick(s);
+	shares_tick(manager);
 	free_removed_services(manager);
 	sd_event_source_set_time(source, now_monotonic() + USEC_PER_SEC);
 	return 0;
@@ -260,11 +264,7 @@ static void undo(struct change *changes, struct config *config, size_t n)
 	for (size_t i = 0; i < n; i++) {
 		if (changes[i].fresh) {
 			for (size_t k = 0; k < config->services[i]->n_listeners; k++)
-				if (changes[i].fresh[k]) {
-					group_free(changes[i].fresh[k]->group);
-					keys_free(changes[i].fresh[k]->keys);
-					free(changes[i].fresh[k]);
-				}
+				listener_free(changes[i].fresh[k]);
 			free(changes[i].fresh);
 		} else if (changes[i].service) {
 			config->services[i] = NULL; /* goes with the service that took it */
@@ -344,6 +344,7 @@ int manager_reload(struct manager *manager, struct config *config, char **ret_er
 		control_set_max_connections(manager->control, config->max_connections);
 	}
 	free_removed_services(manager);
+	shares_update(manager);
 	store_touch(manager->store);
 	store_commit(manager->store);
 	return 0;

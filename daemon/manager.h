@@ -3,6 +3,7 @@
  * Everything that the daemon holds, and who owns whom:
  *
  *	manager ── service ── listener ── group (kernel side)
+ *	   │          │           └── share (of several services; manager owns it)
  *	   │          └────── registration ── worker (slot)
  *	   └───── client (connection on worker.sock) ── registration it made
  *
@@ -29,6 +30,7 @@ struct client;
 struct group;
 struct monitor;
 struct ring_buffer;
+struct share;
 struct state;
 struct store;
 
@@ -83,6 +85,7 @@ struct listener {
 	struct service *service;
 	struct listener_config *config; /* owned by the service's configuration */
 	struct group *group;
+	struct share *share;    /* NULL: the group is its own */
 	struct keys *keys;      /* QUIC, else NULL */
 	struct keys *next_keys; /* read by a reload that is not committed yet */
 	uint32_t keys_version;  /* of the current key, counted up by each change */
@@ -108,6 +111,7 @@ struct manager {
 	struct config *config; /* its services are moved into the services below */
 	char *state_directory; /* of the configuration at the start; NULL: nothing is kept */
 	struct service *services;
+	struct share *shares;
 	struct client *clients;
 	struct accounts *accounts;
 	struct store *store;
@@ -183,6 +187,8 @@ void service_commit(
 /* After any change of workers: tables, standbys, reserved slot. */
 void service_update(struct service *service);
 void service_remove(struct service *service);
+/* NULL is allowed. Returns NULL. */
+struct listener *listener_free(struct listener *listener);
 void service_tick(struct service *service);
 const char *worker_state_name(enum worker_state state);
 
@@ -200,6 +206,10 @@ void service_retire_keys(struct service *service);
 int listener_prepare_keys(
 	struct listener *listener, const struct listener_config *config, char **ret_error);
 void listener_commit_keys(struct listener *listener);
+/* On a shared listener no two services may have one rotation: others for keys made here; for those
+ * of a file an error. service: its name. */
+int listener_settle_keys(
+	const struct listener *listener, struct keys *keys, const char *service, char **ret_error);
 
 /* A listener of an earlier process, as it is in the state; and back. */
 int listener_resume(struct service *service, const json_t *json, char **ret_error);

@@ -19,6 +19,7 @@
 #include "daemon/group.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
+#include "daemon/share.h"
 #include "daemon/state.h"
 #include "daemon/state-check.h"
 #include "daemon/state-config.h"
@@ -54,9 +55,10 @@ static json_t *to_json(const struct manager *manager)
 		if (client)
 			json_array_append_new(clients, client);
 	}
-	return json_pack("{s:s, s:o, s:s?, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "version", VERSION,
-		"config", config_to_json(manager->config), "state_directory",
-		manager->state_directory, "ring", (json_int_t)manager->ring_entry, "next_slot",
+	return json_pack("{s:o, s:s, s:o, s:s?, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "shares",
+		shares_to_json(manager), "version", VERSION, "config",
+		config_to_json(manager->config), "state_directory", manager->state_directory,
+		"ring", (json_int_t)manager->ring_entry, "next_slot",
 		(json_int_t)manager->next_slot, "next_registration",
 		(json_int_t)manager->next_registration, "next_listener",
 		(json_int_t)manager->next_listener, "next_client", (json_int_t)manager->next_client,
@@ -201,6 +203,7 @@ static void compare_with_kernel(struct manager *manager)
 		}
 		service_update(s);
 	}
+	shares_update(manager);
 }
 
 static int resume(struct manager *manager, const json_t *json, char **ret_error)
@@ -236,6 +239,9 @@ static int resume(struct manager *manager, const json_t *json, char **ret_error)
 		if (result < 0)
 			return result;
 	}
+	result = shares_resume(manager, json_object_get(json, "shares"), ret_error);
+	if (result < 0)
+		return result;
 	json_array_foreach(services, i, service)
 	{
 		result = resume_service(manager, service, ret_error);

@@ -19,12 +19,19 @@
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
+#include "daemon/share.h"
 #include "daemon/store.h"
 
 static bool same_key(const struct keys *a, const struct keys *b, unsigned rotation)
 {
 	return a->valid[rotation] && b->valid[rotation] &&
 	       !memcmp(a->key[rotation], b->key[rotation], sizeof(a->key[rotation]));
+}
+
+static void set_keys(const struct listener *listener, const struct keys *keys)
+{
+	group_quic_set_keys(
+		listener->group->quic, listener->group->number, listener->config->cid_mode, keys);
 }
 
 static void tell_workers(struct listener *listener)
@@ -45,6 +52,55 @@ static int _printf_(3, 4) refuse(char **ret_error, int error, const char *format
 	return error;
 }
 
+static uint32_t foreign_rotations(const struct listener *listener)
+{
+	const struct share *share = listener->share;
+	uint32_t rotations =
+		group_quic_foreign_rotations(listener->group->quic, listener->group->number);
+
+	/* The first octet of nginx's IDs, of a socket cookie, is 0: they would all be decrypted. */
+	for (uint32_t i = 0; share && i < SHARE_MAX; i++)
+		if ((share->listeners[i] || share->leaving[i]) && share->mode[i] == CID_NGINX)
+			rotations |= 1;
+	return rotations;
+}
+
+int listener_settle_keys(
+	const struct listener *listener, struct keys *keys, const char *service, char **ret_error)
+{
+	const char *name = listener->config->name, *share = listener->config->share;
+	int result;
+
+	if (!share || listener->config->cid_mode != CID_QUIC_LB)
+		return 0;
+	keys->foreign = foreign_rotations(listener);
+	if (!keys->given) {
+		result = keys_avoid_foreign(keys);
+		if (result == -EBUSY)
+			return refuse(ret_error, result,
+				"no rotation of connection IDs is free for listener '%s' of service "
+				"'%s': the other services of the share %s have all %d; one that "
+				"changes its key needs two until the workers that had the old one "
+				"have ended",
+				name, service, share, KEYS_MAX);
+		return result < 0
+			       ? refuse(ret_error, result,
+					 "cannot keep the key of listener '%s' of service '%s': %s",
+					 name, service, strerror(-result))
+			       : 0;
+	}
+	for (unsigned i = 0; i < KEYS_MAX; i++)
+		if (keys->valid[i] && keys->foreign & 1u << i)
+			return refuse(ret_error, -EEXIST,
+				"rotation %u in %s (listener '%s' of service '%s') is in use by "
+				"another service of the share %s: each needs rotations of its own",
+				i,
+				listener->config->key_file ? listener->config->key_file
+							   : "the key file",
+				name, service, share);
+	return 0;
+}
+
 /* 0 also for a listener that is passed over since nobody named it. */
 static int check_rotation(const struct listener *listener, bool named, char **ret_error)
 {
@@ -63,8 +119,15 @@ static int check_rotation(const struct listener *listener, bool named, char **re
 			"and reload",
 			name, service,
 			listener->config->key_file ? listener->config->key_file : "a file");
+	listener->keys->foreign = foreign_rotations(listener);
 	for (unsigned i = 0; i < KEYS_MAX; i++)
-		n_valid += listener->keys->valid[i];
+		n_valid += listener->keys->valid[i] || listener->keys->foreign & 1u << i;
+	if (n_valid == KEYS_MAX && listener->keys->foreign)
+		return refuse(ret_error, -EBUSY,
+			"all %d rotations of the share %s are in use, so listener '%s' of service "
+			"'%s' can't change its key now: some are of keys that workers still have; "
+			"replace or drain those first",
+			KEYS_MAX, listener->config->share, name, service);
 	if (n_valid == KEYS_MAX)
 		return refuse(ret_error, -EBUSY,
 			"all %d rotations of listener '%s' of service '%s' are in use, since "
@@ -92,7 +155,7 @@ static int rotate(struct listener *listener, char **ret_error)
 					    "the daemon)"
 					  : "");
 	listener->last_registration[before] = listener->service->manager->next_registration;
-	group_quic_set_keys(listener->group->quic, listener->keys);
+	set_keys(listener, listener->keys);
 	listener->keys_version++;
 	store_touch(listener->service->manager->store);
 	store_commit(listener->service->manager->store);
@@ -157,7 +220,7 @@ static void retire(struct listener *listener, uint8_t rotation)
 	int result = keys_retire(listener->keys, rotation);
 
 	store_touch(listener->service->manager->store);
-	group_quic_set_keys(listener->group->quic, listener->keys);
+	set_keys(listener, listener->keys);
 	event_listener(EVENT_KEY_RETIRED, listener, NULL,
 		"the key of rotation %u is gone with the last worker that had it", rotation);
 	if (result < 0)
@@ -188,11 +251,16 @@ void service_retire_keys(struct service *service)
 int listener_prepare_keys(
 	struct listener *listener, const struct listener_config *config, char **ret_error)
 {
+	int result;
+
 	listener->next_keys = keys_free(listener->next_keys);
 	if (!listener->keys || (!config->key_file && !listener->keys->given))
 		return 0;
-	return keys_open(&listener->next_keys, listener->service->manager->state_directory,
+	result = keys_open(&listener->next_keys, listener->service->manager->state_directory,
 		listener->service->config->name, config->name, config->key_file, ret_error);
+	return result < 0 ? result
+			  : listener_settle_keys(listener, listener->next_keys,
+				    listener->service->config->name, ret_error);
 }
 
 void listener_commit_keys(struct listener *listener)
@@ -207,8 +275,8 @@ void listener_commit_keys(struct listener *listener)
 	kept = *keys;
 	for (unsigned i = 0; i < KEYS_MAX; i++)
 		kept.valid[i] = same_key(keys, old, i);
-	group_quic_set_keys(listener->group->quic, &kept);
-	group_quic_set_keys(listener->group->quic, keys);
+	set_keys(listener, &kept);
+	set_keys(listener, keys);
 	explicit_bzero(&kept, sizeof(kept));
 	current = keys->current == old->current && same_key(keys, old, old->current);
 	listener->keys = keys;

@@ -12,6 +12,7 @@
 #include "daemon/group-quic.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
+#include "daemon/share.h"
 #include "daemon/state-config.h"
 #include "daemon/store.h"
 
@@ -22,9 +23,11 @@ const char *worker_state_name(enum worker_state state)
 	return names[state];
 }
 
-static struct listener *listener_free(struct listener *listener)
+struct listener *listener_free(struct listener *listener)
 {
 	if (listener) {
+		if (listener->share)
+			share_leave(listener);
 		group_free(listener->group);
 		keys_free(listener->keys);
 		keys_free(listener->next_keys);
@@ -40,9 +43,12 @@ static int open_keys(struct listener *listener, const char *service, char **ret_
 
 	result = keys_open(&listener->keys, listener->service->manager->state_directory, service,
 		listener->config->name, listener->config->key_file, ret_error);
+	if (result >= 0)
+		result = listener_settle_keys(listener, listener->keys, service, ret_error);
 	if (result < 0)
 		return result;
-	group_quic_set_keys(listener->group->quic, listener->keys);
+	group_quic_set_keys(listener->group->quic, listener->group->number,
+		listener->config->cid_mode, listener->keys);
 	return 0;
 }
 
@@ -61,7 +67,8 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 	listener->number = service->manager->next_listener++;
 	place = (struct group_place){
 		listener->number, service->manager->ring_map, service->manager->store};
-	result = group_new(&listener->group, config, &place, ret_error);
+	result = config->share ? share_join(service->manager, listener, ret_error)
+			       : group_new(&listener->group, config, &place, ret_error);
 	if (result >= 0 && config->transport == TRANSPORT_QUIC)
 		result = open_keys(listener, name, ret_error);
 	if (result < 0) {
@@ -74,11 +81,14 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 
 json_t *listener_to_json(const struct listener *listener)
 {
-	json_t *last = json_array();
+	json_t *last = json_array(), *share = json_null();
 
 	for (int i = 0; i < KEYS_MAX; i++)
 		json_array_append_new(last, json_integer(listener->last_registration[i]));
-	return json_pack("{s:I, s:I, s:o, s:o, s:o?, s:I, s:o}", "index",
+	if (listener->share)
+		share = json_pack("{s:I, s:I}", "number", (json_int_t)listener->share->number,
+			"place", (json_int_t)listener->group->number);
+	return json_pack("{s:o, s:I, s:I, s:o, s:o, s:o?, s:I, s:o}", "share", share, "index",
 		(json_int_t)listener->index, "number", (json_int_t)listener->number, "config",
 		listener_config_to_json(listener->config), "group", group_to_json(listener->group),
 		"keys", listener->keys ? keys_to_json(listener->keys) : NULL, "keys_version",
@@ -118,13 +128,15 @@ static int resume_keys(struct listener *listener, const json_t *json, char **ret
 		listener->keys_version++;
 	}
 	keys_free(before);
-	group_quic_set_keys(listener->group->quic, listener->keys);
+	group_quic_set_keys(listener->group->quic, listener->group->number,
+		listener->config->cid_mode, listener->keys);
 	return 0;
 }
 
 int listener_resume(struct service *service, const json_t *json, char **ret_error)
 {
 	const json_t *last = json_object_get(json, "last_registration");
+	const json_t *share = json_object_get(json, "share");
 	struct listener *listener = calloc(1, sizeof(*listener));
 	struct group_place place = {
 		.ring = service->manager->ring_map,
@@ -149,7 +161,12 @@ int listener_resume(struct service *service, const json_t *json, char **ret_erro
 		if (result < 0)
 			listener_config_free(listener->config);
 	}
-	if (result >= 0)
+	if (result >= 0 && listener->config->share)
+		result = share_resume_listener(listener,
+			(uint32_t)json_integer_value(json_object_get(share, "number")),
+			(uint32_t)json_integer_value(json_object_get(share, "place")),
+			json_object_get(json, "group"));
+	else if (result >= 0)
 		result = group_resume(&listener->group, listener->config, &place,
 			json_object_get(json, "group"), ret_error);
 	if (result >= 0 && listener->config->transport == TRANSPORT_QUIC)
@@ -166,16 +183,9 @@ int listener_resume(struct service *service, const json_t *json, char **ret_erro
  * may be others: listener_prepare_keys(). */
 static bool same_listener(const struct listener_config *a, const struct listener_config *b)
 {
-	const char *device_a = a->bind_to_device ? a->bind_to_device : "";
-	const char *device_b = b->bind_to_device ? b->bind_to_device : "";
-
-	return strcmp(a->name, b->name) == 0 && a->transport == b->transport &&
-	       a->address_length == b->address_length &&
-	       memcmp(&a->address, &b->address, a->address_length) == 0 &&
-	       a->ipv6_only == b->ipv6_only && a->free_bind == b->free_bind &&
-	       a->transparent == b->transparent && strcmp(device_a, device_b) == 0 &&
-	       a->cid_mode == b->cid_mode && a->host_id == b->host_id && a->n_flows == b->n_flows &&
-	       a->flow_timeout_usec == b->flow_timeout_usec && a->standby_hold == b->standby_hold &&
+	return strcmp(a->name, b->name) == 0 && listener_config_same_socket(a, b) &&
+	       strcmp(a->share ? a->share : "", b->share ? b->share : "") == 0 &&
+	       a->cid_mode == b->cid_mode && a->standby_hold == b->standby_hold &&
 	       a->standby_timeout_usec == b->standby_timeout_usec;
 }
 
@@ -433,7 +443,9 @@ void service_reconcile(struct service *service)
 
 		if (!listener)
 			continue;
-		for (uint32_t slot = 0; slot < SLOT_COUNT; slot++) {
+		if (listener->share)
+			share_collect(listener->share, open, held);
+		for (uint32_t slot = 0; slot < SLOT_COUNT && !listener->share; slot++) {
 			const struct worker *worker = manager->slots[slot];
 
 			held[slot] = worker && worker->registration->service == service &&

@@ -205,7 +205,31 @@ static int ids_from_json(uint32_t **ret, size_t *ret_n, const json_t *json)
 
 json_t *config_to_json(const struct config *config)
 {
-	return to_json(daemon_fields, config);
+	json_t *json = to_json(daemon_fields, config);
+
+	json_object_set_new(json, "classifier", json_string_nocheck(config->classifier));
+	json_object_set_new(json, "classifier_percent", json_integer(config->classifier_percent));
+	json_object_set_new(json, "classifier_drop", json_boolean(config->classifier_drop));
+	return json;
+}
+
+/* Absent, of a version that knew none: the defaults. */
+static int classifier_from_json(struct config *config, const json_t *json)
+{
+	const char *program = json_string_value(json_object_get(json, "classifier"));
+	json_int_t percent = json_integer_value(json_object_get(json, "classifier_percent"));
+	char *copy = program ? strdup(program) : NULL;
+
+	if (program && !copy)
+		return -ENOMEM;
+	if (copy) {
+		free(config->classifier);
+		config->classifier = copy;
+	}
+	if (percent >= 1 && percent <= 100)
+		config->classifier_percent = (unsigned)percent;
+	config->classifier_drop = json_is_true(json_object_get(json, "classifier_drop"));
+	return 0;
 }
 
 json_t *service_config_to_json(const struct service_config *service)
@@ -219,6 +243,62 @@ json_t *service_config_to_json(const struct service_config *service)
 	return json;
 }
 
+static json_t *words_to_json(const struct config_words *words)
+{
+	json_t *json = json_array();
+
+	for (size_t i = 0; i < words->n; i++)
+		json_array_append_new(json, json_string_nocheck(words->word[i]));
+	return json;
+}
+
+static int words_from_json(struct config_words *words, const json_t *json)
+{
+	const json_t *word;
+	size_t i;
+	int result = 0;
+
+	json_array_foreach(json, i, word)
+	{
+		if (!json_is_string(word))
+			return -EBADMSG;
+		result = config_words_add(words, json_string_value(word));
+		if (result < 0)
+			return result;
+	}
+	return result;
+}
+
+/* null: it has none. */
+static json_t *share_to_json(const struct listener_config *listener)
+{
+	if (!listener->share)
+		return json_null();
+	return json_pack("{s:s, s:o, s:o, s:b}", "name", listener->share, "server_names",
+		words_to_json(&listener->server_names), "protocols",
+		words_to_json(&listener->protocols), "default", listener->match_default);
+}
+
+/* Absent, of a version that knew none: as null. */
+static int share_from_json(struct listener_config *listener, const json_t *json)
+{
+	const char *name = json_string_value(json_object_get(json, "name"));
+	int result;
+
+	if (!json || json_is_null(json))
+		return 0;
+	if (!name)
+		return -EBADMSG;
+	listener->share = strdup(name);
+	if (!listener->share)
+		return -ENOMEM;
+	listener->match_default = json_is_true(json_object_get(json, "default"));
+	result = words_from_json(&listener->server_names, json_object_get(json, "server_names"));
+	return result < 0
+		       ? result
+		       : words_from_json(&listener->protocols, json_object_get(json, "protocols"));
+}
+
 json_t *listener_config_to_json(const struct listener_config *listener)
 {
 	json_t *json = to_json(listener_fields, listener);
@@ -227,6 +307,7 @@ json_t *listener_config_to_json(const struct listener_config *listener)
 	for (size_t i = 0; i < listener->address_length; i++)
 		snprintf(text + 2 * i, 3, "%02x", ((const uint8_t *)&listener->address)[i]);
 	json_object_set_new(json, "address", json_string(text));
+	json_object_set_new(json, "share", share_to_json(listener));
 	return json;
 }
 
@@ -237,6 +318,8 @@ int config_from_json(struct config **ret, const json_t *json)
 
 	if (result >= 0)
 		result = from_json(daemon_fields, config, json);
+	if (result >= 0)
+		result = classifier_from_json(config, json);
 	if (result >= 0)
 		*ret = take_pointer(config);
 	return result;
@@ -295,6 +378,8 @@ int listener_config_from_json(struct listener_config **ret, const json_t *json)
 	result = from_json(listener_fields, listener, json);
 	if (result >= 0)
 		result = address_from_json(listener, json_object_get(json, "address"));
+	if (result >= 0)
+		result = share_from_json(listener, json_object_get(json, "share"));
 	/* Powers of two, which masks are made of. */
 	if (result >= 0 && (listener->n_flows & (listener->n_flows - 1)))
 		result = -EBADMSG;

@@ -528,7 +528,8 @@ static void mistakes_of_the_daemon_section(void **state)
 	assert_daemon_mistake("[Daemon]\nUsr=root\n",
 		"@/reuseportd.conf:2: unknown key 'Usr' in [Daemon]; known are User, StatusGroup, "
 		"AdminGroup, HostID, MaxConnectionsPerUser, MaxSlotsPerUser, "
-		"MaxConnectionIDsPerUser, MessagesPerSecondPerUser, AnswerTimeoutSec, StateDirectory");
+		"MaxConnectionIDsPerUser, MessagesPerSecondPerUser, AnswerTimeoutSec, StateDirectory, "
+		"Classifier, ClassifierShare, ClassifierOverflow");
 	assert_daemon_mistake("[Daemon]\nUser=no-such-user\n",
 		"@/reuseportd.conf:2: User= names the user 'no-such-user', which does not exist");
 	assert_daemon_mistake("[Daemon]\nAdminGroup=no-such-group\n",
@@ -682,7 +683,8 @@ static void mistakes_of_the_listener_section(void **state)
 		"unknown key 'Port' in [Listener a]; known are ListenStream, ListenDatagram, "
 		"ListenQUIC, Backlog, ReceiveBuffer, SendBuffer, BindIPv6Only, BindToDevice, "
 		"FreeBind, Transparent, Mark, LockFilter, Standby, StandbyTimeoutSec, "
-		"FlowTimeoutSec, Flows, ConnectionID, ConnectionIDKeyFile");
+		"FlowTimeoutSec, Flows, ConnectionID, ConnectionIDKeyFile, Share, MatchServerName, "
+		"MatchALPN, MatchDefault");
 }
 
 static void too_many_listeners_are_a_mistake(void **state)

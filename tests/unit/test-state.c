@@ -209,6 +209,11 @@ static struct listener_config *example_listener(void)
 	listener->n_flows = 1024;
 	listener->host_id = 0xabcd;
 	listener->key_file = strdup("/etc/keys");
+	listener->share = strdup("edge");
+	config_words_add(&listener->server_names, "shop.example");
+	config_words_add(&listener->server_names, "*.shop.example");
+	config_words_add(&listener->protocols, "h3");
+	listener->match_default = true;
 	return listener;
 }
 
@@ -220,7 +225,7 @@ static void configuration_comes_back_in_every_field(void **unused)
 	assert_int_equal(listener_config_from_json(&again, json), 0);
 	second = listener_config_to_json(again);
 	assert_true(json_equal(json, second));
-	assert_int_equal(json_object_size(json), 22);
+	assert_int_equal(json_object_size(json), 23);
 	assert_memory_equal(&listener->address, &again->address, sizeof(listener->address));
 	assert_int_equal(again->address_length, listener->address_length);
 	assert_int_equal(again->mark, UINT32_MAX);
