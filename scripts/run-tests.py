@@ -39,7 +39,11 @@ INSTALLED = (
     "usr/share/doc/reuseportd/examples/reuseport-example@.service",
     "usr/share/man/man8/reuseportd.8",
     "usr/share/man/man5/reuseportd.conf.5",
+    "usr/share/man/man1/reuseportctl.1",
+    "usr/share/bash-completion/completions/reuseportctl",
     "usr/share/doc/reuseportd/README.md",
+    "usr/share/doc/reuseportd/metrics.md",
+    "usr/share/doc/reuseportd/grafana-dashboard.json",
 )
 
 
@@ -225,7 +229,8 @@ class Tests:
                 if not (pathlib.Path(destination) / path).exists():
                     print(f"not installed: /{path}")
                     good = False
-            for unit in ("reuseportd.service", "reuseportd-worker.socket", "reuseportd-control.socket"):
+            for unit in ("reuseportd.service", "reuseportd-worker.socket", "reuseportd-control.socket",
+                         "reuseportd-metrics.service", "reuseportd-metrics.timer", "_reuseportctl"):
                 if not list(pathlib.Path(destination).rglob(unit)):
                     print(f"not installed: {unit}")
                     good = False

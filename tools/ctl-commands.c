@@ -156,6 +156,29 @@ static void print_commands(bool offline)
 	}
 }
 
+int ctl_print_command_help(const char *name)
+{
+	ctl_option_set options = CTL_COMMON;
+	bool found = false;
+
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+		const struct ctl_command *command = &commands[i];
+
+		if (strcmp(command->name, name) != 0)
+			continue;
+		printf("%sreuseportctl %s%s%s\n%s\n", found ? "\n" : "", name,
+			command->arguments ? " " : "", command->arguments ? command->arguments : "",
+			command->help);
+		options |= command->options;
+		found = true;
+	}
+	if (!found)
+		return ctl_usage("there is no command", name);
+	puts("\nOptions:");
+	ctl_print_options(options);
+	return CTL_OK;
+}
+
 void ctl_print_help(void)
 {
 	puts("Usage: reuseportctl [OPTIONS...] COMMAND ...\n\n"

@@ -22,3 +22,6 @@ struct ctl_command {
 const struct ctl_command *ctl_find_command(const char *name, const struct ctl_values *values);
 
 void ctl_print_help(void);
+
+/* Of one command, with the options that mean something to it; CTL_USAGE: there is no such command. */
+int ctl_print_command_help(const char *name);

@@ -64,6 +64,8 @@ static int start(struct ctl *ctl, int argc, char **argv)
 	if (ctl_read_options(argc, argv, &ctl->values, &first) < 0)
 		return CTL_USAGE;
 	if (ctl_get(ctl, OPTION_HELP)) {
+		if (first < argc)
+			return ctl_print_command_help(argv[first]);
 		ctl_print_help();
 		return CTL_OK;
 	}
