@@ -130,7 +130,7 @@ void parser_check_share(struct config_parser *parser)
 	enum cid_mode mode = listener->cid_mode;
 
 	if (!listener->share) {
-		if (listener->match_line)
+		if (listener->match_line && !listener->share_line)
 			parser_mistake(parser, listener->match_line,
 				"MatchServerName=, MatchALPN= and MatchDefault= are for a listener "
 				"with Share=");
@@ -147,7 +147,9 @@ void parser_check_share(struct config_parser *parser)
 		parser_mistake(parser, listener->share_line,
 			"Share= is not possible with BindToDevice=: what the classifier has read "
 			"comes again by the loopback interface");
-	if (!listener->match_default && !listener->server_names.n && !listener->protocols.n)
+	/* Not if it has some that were refused. */
+	if (!listener->match_default && !listener->server_names.n && !listener->protocols.n &&
+		!(listener->match_line && parser->failed))
 		parser_mistake(parser, listener->share_line,
 			"a listener with Share= needs MatchServerName=, MatchALPN= or "
 			"MatchDefault=yes: nothing would come to it");
