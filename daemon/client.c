@@ -7,6 +7,7 @@
  */
 #include <endian.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -477,4 +478,15 @@ void clients_keep(struct manager *manager)
 {
 	for (struct client *client = manager->clients; client; client = client->next)
 		client_keep(client, true);
+}
+
+void clients_let_go(struct manager *manager)
+{
+	for (struct client *client = manager->clients, *next; client; client = next) {
+		struct pollfd poll_fd = {.fd = client->socket};
+
+		next = client->next;
+		if (poll(&poll_fd, 1, 0) == 1)
+			client_free(client);
+	}
 }

@@ -29,6 +29,7 @@
 #include "daemon/monitor.h"
 #include "daemon/privileges.h"
 #include "daemon/state.h"
+#include "daemon/state-config.h"
 #include "daemon/store.h"
 
 struct options {
@@ -45,7 +46,8 @@ struct options {
 	bool old_config; /* it was refused, and what an earlier daemon served goes on */
 	const char *program;
 	char **arguments;
-	bool adopt; /* keep CAP_CHOWN and CAP_NET_RAW */
+	bool adopt;     /* keep CAP_CHOWN and CAP_NET_RAW */
+	bool no_keeper; /* nobody is to have descriptors for the next daemon */
 };
 
 static void print_help(void)
@@ -65,6 +67,8 @@ static void print_help(void)
 	       "                           (default: User= of the configuration, or reuseport)\n"
 	       "  --adopt                  Keep CAP_CHOWN and CAP_NET_RAW when started by\n"
 	       "                           root, for reuseport-run --adopt\n"
+	       "  --no-keeper              Start no process that has what the next daemon needs\n"
+	       "                           when this one is killed\n"
 	       "  --check                  Check the configuration, say what is wrong, and exit\n"
 	       "  --help                   Show this\n"
 	       "  --version                Show the version\n\n"
@@ -81,7 +85,8 @@ static int parse_options(struct options *options, int argc, char **argv)
 		OPTION_STATE,
 		OPTION_USER,
 		OPTION_CHECK,
-		OPTION_ADOPT
+		OPTION_ADOPT,
+		OPTION_NO_KEEPER
 	};
 	static const struct option table[] = {
 		{"config", required_argument, NULL, OPTION_CONFIG},
@@ -91,6 +96,7 @@ static int parse_options(struct options *options, int argc, char **argv)
 		{"user", required_argument, NULL, OPTION_USER},
 		{"check", no_argument, NULL, OPTION_CHECK},
 		{"adopt", no_argument, NULL, OPTION_ADOPT},
+		{"no-keeper", no_argument, NULL, OPTION_NO_KEEPER},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
@@ -119,6 +125,9 @@ static int parse_options(struct options *options, int argc, char **argv)
 			break;
 		case OPTION_ADOPT:
 			options->adopt = true;
+			break;
+		case OPTION_NO_KEEPER:
+			options->no_keeper = true;
 			break;
 		case 'h':
 			print_help();
@@ -441,6 +450,28 @@ static int find_state(
 	return 1;
 }
 
+/* Whose the keeper is: the user that this daemon is, or becomes. */
+static uid_t keeper_user(const struct options *options, const struct config *config)
+{
+	const char *name = config ? config->user : options->user ? options->user : "reuseport";
+	const struct passwd *entry = geteuid() == 0 ? getpwnam(name) : NULL;
+
+	return entry ? entry->pw_uid : geteuid();
+}
+
+static int inherit(struct store **ret, const struct options *options, const struct config *config)
+{
+	_cleanup_free_ char *error = NULL;
+	int result = store_new(ret);
+
+	if (result >= 0)
+		result = store_find_keeper(
+			*ret, options->runtime_directory, keeper_user(options, config), &error);
+	if (error)
+		log_error("%s", error);
+	return result;
+}
+
 static void refuse_config(struct options *options, const char *error)
 {
 	event_tell(NULL, EVENT_RELOAD_REFUSED, &(struct event_about){.reason = error},
@@ -494,6 +525,8 @@ static int serve(struct manager *manager, sd_event *event, struct options *optio
 		result = watch_signals(event, manager);
 	if (result < 0)
 		return result;
+	store_guard(manager->store, event, options->runtime_directory, options->program,
+		!options->no_keeper);
 	sd_event_set_watchdog(event, true);
 	sd_notifyf(0, "READY=1\nSTATUS=%s",
 		options->old_config ? "Running; the configuration was refused" : "Running");
@@ -503,18 +536,22 @@ static int serve(struct manager *manager, sd_event *event, struct options *optio
 	linger_init();
 	result = linger_loop(event);
 	sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
+	manager_stop(manager);
 	return result;
 }
 
-/* config: NULL where the files are wrong and a state is there, which has one. */
-static int prepare_process(struct options *options, struct config *config)
+/* config: NULL where the files are wrong and a state is there, whose configuration goes on. */
+static int prepare_process(struct options *options, struct config *config, const json_t *state)
 {
+	_cleanup_(config_freep) struct config *saved = NULL;
 	int result;
 
 	raise_descriptor_limit();
 	libbpf_set_print(print_bpf);
-	if (!config)
-		return 0;
+	if (!config) {
+		result = config_from_json(&saved, json_object_get(state, "config"));
+		return result < 0 ? result : become_user(saved->user, options->adopt);
+	}
 	result = make_runtime_directory(options, config->user);
 	if (result >= 0)
 		result = make_state_directory(options, config);
@@ -541,7 +578,7 @@ static int run(struct options *options)
 		config_free(config);
 		return 0;
 	}
-	found = options->check ? 0 : store_new(&store);
+	found = options->check ? 0 : inherit(&store, options, config);
 	if (found >= 0 && store)
 		found = find_state(store, &state, &entry, &json);
 	if (result < 0 && found == 1) {
@@ -554,7 +591,7 @@ static int run(struct options *options)
 	if (result >= 0 && found < 0)
 		result = found;
 	if (result >= 0)
-		result = prepare_process(options, config);
+		result = prepare_process(options, config, json);
 	if (result >= 0)
 		result = sd_event_default(&event);
 	if (result < 0) {

@@ -144,6 +144,7 @@ static int on_tick(sd_event_source *source, uint64_t time, void *user_data)
 		service_tick(s);
 	shares_tick(manager);
 	free_removed_services(manager);
+	store_tick(manager->store);
 	sd_event_source_set_time(source, now_monotonic() + USEC_PER_SEC);
 	return 0;
 }
@@ -218,6 +219,17 @@ int manager_new(struct manager **ret, sd_event *event, struct config *config, st
 	}
 	*ret = manager;
 	return 0;
+}
+
+void manager_stop(struct manager *manager)
+{
+	clients_let_go(manager);
+	for (struct service *s = manager->services; s; s = s->next)
+		for (struct registration *r = s->registrations, *next; r; r = next) {
+			next = r->next;
+			registration_check(r);
+		}
+	store_commit(manager->store);
 }
 
 struct manager *manager_free(struct manager *manager)

@@ -141,6 +141,9 @@ struct manager {
 /* config is taken over, store as well. On failure *ret_error is a sentence (free()). */
 int manager_new(struct manager **ret, sd_event *event, struct config *config, struct store *store,
 	char **ret_error);
+/* The process ends in order, manager_free() follows: who has closed connection and sockets, which
+ * nobody has noticed yet, is not to be kept for. */
+void manager_stop(struct manager *manager);
 struct manager *manager_free(struct manager *manager);
 /* Makes what runs be as config says, or changes nothing: *ret_error. config is taken over, always.
  */
@@ -271,6 +274,8 @@ void client_set_registration(struct client *client, struct registration *registr
 bool client_repeat(struct client *client, struct state *state);
 /* All that are connected go over to the next program. */
 void clients_keep(struct manager *manager);
+/* Those that have closed their side are freed. */
+void clients_let_go(struct manager *manager);
 int client_listen(struct manager *manager, int socket);
 struct client *client_free(struct client *client);
 /* The client's registration is gone; it may make another. */

@@ -12,8 +12,10 @@
 #include <systemd/sd-daemon.h>
 
 #include "common/util.h"
+#include "daemon/keeper.h"
 #include "daemon/linger.h"
 #include "daemon/log.h"
+#include "daemon/store-entry.h"
 
 #define ENVIRONMENT "REUSEPORTD_DESCRIPTORS"
 
@@ -21,28 +23,8 @@
 #define NAME_OCTETS_MAX 120000
 
 #define NAME_ROOM 32
+#define KEEPER_NAME "keeper" /* its connection, in the table of store_exec() */
 #define BARRIER_USEC (2 * USEC_PER_SEC)
-
-struct entry {
-	uint32_t number; /* 0: not ours: a socket unit's */
-	char kind;
-	bool here_only;
-	bool inherited; /* and not taken yet */
-	bool dropped;   /* store_settle() removes it */
-	int fd;
-	char foreign[32]; /* name of one that is not ours */
-};
-
-struct store {
-	struct entry *entries; /* by number, upwards; those without one first */
-	size_t n, room;
-	uint32_t next;
-	size_t name_octets;
-	bool systemd, frozen, said_full;
-	bool touched;
-	store_writer writer;
-	void *writer_data;
-};
 
 static void entry_name(const struct entry *entry, char ret[NAME_ROOM])
 {
@@ -97,14 +79,24 @@ static int append(struct store *store, struct entry entry)
 	return 0;
 }
 
+int store_inherit(struct store *store, struct entry entry)
+{
+	entry.inherited = true;
+	fcntl(entry.fd, F_SETFD, FD_CLOEXEC);
+	return append(store, entry);
+}
+
 /* Ours are a letter and a number; every other name is a socket unit's. */
 static int inherit(struct store *store, int fd, const char *name, bool here_only)
 {
-	struct entry entry = {.fd = fd, .inherited = true, .here_only = here_only};
+	struct entry entry = {.fd = fd, .here_only = here_only};
 	unsigned number;
 	char kind, end;
 
-	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	if (here_only && strcmp(name, KEEPER_NAME) == 0) {
+		fcntl(fd, F_SETFD, FD_CLOEXEC);
+		return keeper_inherit(&store->keeper, fd);
+	}
 	if (sscanf(name, "%c%u%c", &kind, &number, &end) == 2 && number > 0 &&
 		number < UINT32_MAX && strchr("mstdpcr", kind)) {
 		entry.kind = kind;
@@ -114,7 +106,7 @@ static int inherit(struct store *store, int fd, const char *name, bool here_only
 		fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 		snprintf(entry.foreign, sizeof(entry.foreign), "%s", name);
 	}
-	return append(store, entry);
+	return store_inherit(store, entry);
 }
 
 static int inherit_from_systemd(struct store *store)
@@ -162,6 +154,12 @@ static int compare(const void *a, const void *b)
 	return left < right ? -1 : left > right;
 }
 
+void store_sort(struct store *store)
+{
+	if (store->n)
+		qsort(store->entries, store->n, sizeof(*store->entries), compare);
+}
+
 int store_new(struct store **ret)
 {
 	struct store *store = calloc(1, sizeof(*store));
@@ -181,8 +179,7 @@ int store_new(struct store **ret)
 		store_free(store);
 		return result;
 	}
-	if (store->n)
-		qsort(store->entries, store->n, sizeof(*store->entries), compare);
+	store_sort(store);
 	*ret = store;
 	return 0;
 }
@@ -194,6 +191,9 @@ struct store *store_free(struct store *store)
 	for (size_t i = 0; i < store->n; i++)
 		if (store->entries[i].inherited || store->entries[i].dropped)
 			close_fd(&store->entries[i].fd);
+	sd_event_source_disable_unref(store->guard.source);
+	sd_event_unref(store->guard.event);
+	keeper_free(store->keeper);
 	free(store->entries);
 	free(store);
 	return NULL;
@@ -211,6 +211,21 @@ static void tell_systemd(const struct entry *entry)
 	sd_pid_notify_with_fds(0, 0, message, &entry->fd, 1);
 }
 
+static void tell(struct store *store, const struct entry *entry)
+{
+	if (store->systemd)
+		tell_systemd(entry);
+	else if (store->keeper)
+		store_keeper_put(store, entry);
+}
+
+void store_tell_again(struct store *store)
+{
+	for (size_t i = 0; i < store->n; i++)
+		if (store->entries[i].number && !store->entries[i].here_only)
+			tell(store, &store->entries[i]);
+}
+
 uint32_t store_put(struct store *store, enum store_kind kind, int fd, bool here_only)
 {
 	struct entry entry = {
@@ -222,7 +237,7 @@ uint32_t store_put(struct store *store, enum store_kind kind, int fd, bool here_
 
 	if (store->frozen)
 		return 0;
-	if ((!here_only && store->name_octets + 16 > NAME_OCTETS_MAX) ||
+	if ((!here_only && store->systemd && store->name_octets + 16 > NAME_OCTETS_MAX) ||
 		store->next == UINT32_MAX || append(store, entry) < 0) {
 		if (!store->said_full)
 			log_warning("no further descriptor can be kept for the next start of the "
@@ -232,8 +247,8 @@ uint32_t store_put(struct store *store, enum store_kind kind, int fd, bool here_
 		store->said_full = true;
 		return 0;
 	}
-	if (store->systemd && !here_only)
-		tell_systemd(&entry);
+	if (!here_only)
+		tell(store, &entry);
 	store->touched = true;
 	return entry.number;
 }
@@ -280,6 +295,8 @@ static void remove_entry(struct store *store, struct entry *entry)
 		store->name_octets -= name_length(entry);
 	if (store->systemd && !entry->here_only && entry->number)
 		sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", name);
+	else if (store->keeper && !entry->here_only && entry->number)
+		store_keeper_remove(store, entry);
 	close_fd(&entry->fd);
 }
 
@@ -408,17 +425,23 @@ void store_forget_rest(struct store *store, bool doors_too)
 		any |= entry->number && !entry->here_only;
 	}
 	store_settle(store);
-	if (any && store->systemd && !store->frozen)
+	if (!any || store->frozen)
+		return;
+	if (store->systemd)
 		sd_notify_barrier(0, BARRIER_USEC);
+	else if (store->keeper && keeper_sync(store->keeper) < 0)
+		store_keeper_lost(store);
 }
 
 bool store_outlives(const struct store *store)
 {
-	return store->systemd;
+	return store->systemd || store->keeper;
 }
 
 void store_freeze(struct store *store)
 {
+	if (store->keeper && !store->frozen)
+		store_keeper_leave(store);
 	store->frozen = true;
 }
 
@@ -451,6 +474,8 @@ static int write_table(const struct store *store)
 		entry_name(entry, name);
 		fprintf(table, "%d %s %d\n", entry->fd, name, entry->here_only);
 	}
+	if (store->keeper)
+		fprintf(table, "%d " KEEPER_NAME " 1\n", keeper_fd(store->keeper));
 	if (fclose(table) != 0)
 		return -errno;
 	return take_fd(&fd);
@@ -461,6 +486,8 @@ static void set_cloexec(const struct store *store, bool cloexec)
 	for (size_t i = 0; i < store->n; i++)
 		if (!store->entries[i].dropped)
 			fcntl(store->entries[i].fd, F_SETFD, cloexec ? FD_CLOEXEC : 0);
+	if (store->keeper)
+		fcntl(keeper_fd(store->keeper), F_SETFD, cloexec ? FD_CLOEXEC : 0);
 }
 
 int store_exec(struct store *store, const char *program, char **argv)

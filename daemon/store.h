@@ -3,9 +3,10 @@
  * Descriptors that outlive this process: what the next one, be it after a crash, a restart or an
  * upgrade, takes over under the same numbers.
  *
- * Two ways lead there. systemd's file descriptor store keeps a duplicate of each from the moment
+ * Three ways lead there. systemd's file descriptor store keeps a duplicate of each from the moment
  * that it is put (sd_pid_notify_with_fds(3)), and hands all of them to the next start as
- * LISTEN_FDS. And store_exec() replaces the program of this process, which keeps its descriptors
+ * LISTEN_FDS. Where there is no such store, a small process of the daemon's own does the same
+ * (keeper.h). And store_exec() replaces the program of this process, which keeps its descriptors
  * by itself; their numbers and names go along in a memfd, so that nothing has to be moved and an
  * exec that fails leaves all as it was.
  *
@@ -17,6 +18,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
+
+#include <systemd/sd-event.h>
 
 struct store;
 
@@ -32,6 +36,21 @@ enum store_kind { /* the letter before the number in the entry's name */
 
 /* Takes what this process inherited, and nothing twice: the environment is cleaned. -ENOMEM. */
 int store_new(struct store **ret);
+/*
+ * Where nothing was inherited: what a keeper in the runtime directory has, which is uid's. It goes
+ * on as this process's. *ret_error (free()): a sentence. 0 also when there is none; -EBUSY: another
+ * daemon lives.
+ */
+int store_find_keeper(struct store *store, const char *directory, uid_t uid, char **ret_error);
+/*
+ * Where systemd keeps nothing: makes sure, now and from now on, that a keeper does; program: the
+ * daemon's own path. wanted false: none any more. Both strings must stay. Failures are said in the
+ * log.
+ */
+void store_guard(struct store *store, sd_event *event, const char *directory, const char *program,
+	bool wanted);
+/* Once a second: a keeper that has ended is replaced. */
+void store_tick(struct store *store);
 /* Closes what nobody took. NULL is fine. */
 struct store *store_free(struct store *store);
 
@@ -75,7 +94,7 @@ int store_take_door(struct store *store, const char *name, const char *file);
  */
 void store_forget_rest(struct store *store, bool doors_too);
 
-/* Whether systemd may have them: so an end of this process is not the end of what it holds. */
+/* Whether somebody else has them: so an end of this process is not the end of what it holds. */
 bool store_outlives(const struct store *store);
 /* From here nothing is stored or removed any more: this process ends, and what is, stays. */
 void store_freeze(struct store *store);

@@ -30,6 +30,7 @@ BUILDS = {
 
 INSTALLED = (
     "usr/sbin/reuseportd",
+    "usr/libexec/reuseportd/reuseport-keep",
     "usr/bin/reuseportctl",
     "usr/bin/reuseport-run",
     "usr/libexec/reuseportd/reuseport-classify",

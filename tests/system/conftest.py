@@ -27,6 +27,13 @@ def many_descriptors():
         resource.setrlimit(resource.RLIMIT_NOFILE, (20000, max(hard, 20000)))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def orphans():
+    harness.adopt_orphans()
+    yield
+    harness.reap_keepers()
+
+
 @pytest.fixture(autouse=True)
 def time_limit():
     """A test that hangs fails, by itself, and the others still run."""

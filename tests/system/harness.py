@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -32,6 +33,7 @@ PATIENCE = int(os.environ.get("REUSEPORT_TEST_PATIENCE", "1"))
 DEADLINE = 30 * PATIENCE  # seconds; a limit for what hangs, never a measure of speed
 
 CLONE_NEWNET = 0x40000000
+PR_SET_CHILD_SUBREAPER = 36
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -357,7 +359,44 @@ class Daemon:
             self.process.process.kill()
             self.process.wait()
         self.notify.close()
+        end_keeper(self.runtime)
+        reap_keepers()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def keeper_pid(runtime):
+    """Of the process that keeps descriptors for the next daemon in that directory; None without."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        try:
+            connection.connect(str(pathlib.Path(runtime) / "keeper.sock"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return struct.unpack("=iII", credentials)[0]
+
+
+def end_keeper(runtime):
+    """It stays as long as workers do, and these are often the tests themselves."""
+    pid = keeper_pid(runtime)
+    if pid:
+        os.kill(pid, signal.SIGKILL)
+        poll_until(lambda: keeper_pid(runtime) is None, "the keeper has ended")
+
+
+def adopt_orphans():
+    """A daemon that dies leaves its keeper to this process, which can reap it."""
+    check_libc(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "become a subreaper")
+
+
+def reap_keepers():
+    """Not every machine's first process does."""
+    for task in pathlib.Path("/proc/self/task").iterdir():
+        for pid in map(int, (task / "children").read_text().split()):
+            try:
+                if pathlib.Path(f"/proc/{pid}/comm").read_text() == "reuseport-keep\n":
+                    os.waitpid(pid, os.WNOHANG)
+            except (FileNotFoundError, ProcessLookupError, ChildProcessError):
+                pass
 
 
 # Clients and what a worker does with them

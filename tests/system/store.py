@@ -152,6 +152,8 @@ class StoredDaemon(harness.Daemon):
     """A daemon that is started again with what it had put into the store. wrapper: a program before
     it."""
 
+    stores = True
+
     def __init__(self, arguments, user=harness.USER, program=harness.REUSEPORTD):
         self.program = program
         self.set_up(user)
@@ -196,8 +198,9 @@ class StoredDaemon(harness.Daemon):
         harness.close_inherited(set(range(3 + len(stored))))
         signal.alarm(0)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        environment = {**os.environ, "NOTIFY_SOCKET": self.notification.path,
-                       "FDSTORE": str(ROOM)}
+        environment = {**os.environ, "NOTIFY_SOCKET": self.notification.path}
+        if self.stores:
+            environment["FDSTORE"] = str(ROOM)
         if stored:
             environment.update(LISTEN_FDS=str(len(stored)), LISTEN_PID=str(os.getpid()),
                                LISTEN_FDNAMES=":".join(name for name, _, _ in stored))
@@ -239,4 +242,12 @@ class StoredDaemon(harness.Daemon):
         if self.child:
             self.die()
         self.notification.close()
+        harness.end_keeper(self.runtime)
+        harness.reap_keepers()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class KeptDaemon(StoredDaemon):
+    """The same where nobody stores for it: it has its own keeper. Nothing is handed to a start."""
+
+    stores = False

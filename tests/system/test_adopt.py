@@ -204,6 +204,7 @@ def test_without_a_daemon_bind_fails_and_the_server_goes_on(daemon, adopt, tmp_p
     daemon.killed = True
     daemon.process.process.kill()
     daemon.process.wait()
+    harness.end_keeper(daemon.runtime)
     (tmp_path / "gone").touch()
     harness.poll_until(lambda: one.told().get("error"), "the server has tried")
     assert one.told() == {"pid": one.told()["pid"], "error": "EADDRINUSE", "other": None,

@@ -153,7 +153,8 @@ def test_worker_that_closed_its_connection_keeps_its_slot(daemon):
     assert daemon.status_worker(worker.slot)["state"] == "active"
 
 
-def test_stopping_daemon_tells_its_workers(daemon):
+def test_daemon_that_stops_and_keeps_nothing_tells_its_workers(start_daemon):
+    daemon = start_daemon("--listen", "web=tcp://127.0.0.1:8080", "--no-keeper")
     worker = daemon.worker(instance="first")
     daemon.process.send_signal(15)
     assert daemon.process.wait() == 0

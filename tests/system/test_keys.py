@@ -228,6 +228,7 @@ def test_restart_keeps_the_key_and_repeats_no_nonce_prefix(start_daemon):
             daemon.killed = True
             daemon.process.process.kill()
             daemon.process.wait()
+            harness.end_keeper(daemon.runtime)
             for worker in workers:
                 worker.abandon()
     assert len(prefixes) == len(set(prefixes)) == 18

@@ -15,7 +15,7 @@ import harness
 import quic_packets as quic
 import quic_programs
 import worker_protocol as proto
-from store import StoredDaemon
+from store import KeptDaemon, StoredDaemon
 
 TCP, UDP, QUIC = ("127.0.0.1", 8080), ("127.0.0.1", 5300), ("127.0.0.1", 4433)
 RESTARTS = 200
@@ -249,13 +249,14 @@ class Load:
 
 
 @pytest.fixture
-def stored_daemon(netns, configuration):
+def stored_daemon(netns, configuration, request):
+    kind = getattr(request, "param", StoredDaemon)
     daemons = []
     for name, text in SERVICES.items():
         configuration.service(name, f"[Service]\nAllowUser=root\n[Listener main]\n{text}")
 
     def start(**options):
-        daemon = StoredDaemon(["--config", configuration.directory], **options)
+        daemon = kind(["--config", configuration.directory], **options)
         daemons.append(daemon)
         return daemon
 
@@ -275,9 +276,14 @@ def check_newcomer(daemon, limit=1.0):
     worker.leave()
 
 
+both = pytest.mark.parametrize("stored_daemon", [StoredDaemon, KeptDaemon], indirect=True,
+                               ids=["systemd", "keeper"])
+
+
+@both
 @pytest.mark.parametrize("manner", ["SIGKILL", "SIGABRT", "SIGTERM", "reexec"])
 def test_fifty_restarts_at_random_moments_cost_nothing(stored_daemon, manner):
-    """Four times fifty are the two hundred."""
+    """Four times fifty are the two hundred, with systemd's store and with the daemon's own keeper."""
     daemon = stored_daemon()
     load = Load(daemon)
     randomness = random.Random(f"{manner} 5")
@@ -302,6 +308,7 @@ def test_fifty_restarts_at_random_moments_cost_nothing(stored_daemon, manner):
     assert (listener["dropped"], listener["standby"]) == (0, 0)
 
 
+@both
 def test_workers_that_die_while_there_is_no_daemon(stored_daemon):
     """Their slots are free when it is back, and those of the others are not."""
     daemon = stored_daemon()
@@ -320,6 +327,7 @@ def test_workers_that_die_while_there_is_no_daemon(stored_daemon):
     harness.close_all(clients)
 
 
+@both
 def test_upgrade_to_a_build_with_other_maps(stored_daemon):
     """
     Table and counters have another layout there: made anew and filled before the new program has
@@ -339,6 +347,7 @@ def test_upgrade_to_a_build_with_other_maps(stored_daemon):
     assert daemon.output().count("the map of counters is another one in this version") == 10 * 6
 
 
+@both
 def test_real_quic_through_forty_kills(stored_daemon, tmp_path):
     """Connections of ngtcp2 that begin, wait and move while the daemon is killed 40 times."""
     quic_programs.require_programs()

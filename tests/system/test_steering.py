@@ -227,6 +227,7 @@ def test_killed_daemon_leaves_traffic_as_it_was(start_daemon):
     daemon.killed = True
     daemon.process.process.kill()
     daemon.process.wait()
+    harness.end_keeper(daemon.runtime)
     listeners = [next(s for s in worker.sockets[0].values() if s.type == socket.SOCK_STREAM)
                  for worker in workers]
     assert min(accept_shares(listeners, ADDRESS)) >= 50
