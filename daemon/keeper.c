@@ -117,15 +117,27 @@ pid_t keeper_pid(const struct keeper *keeper)
 	return keeper->pid;
 }
 
+static uint64_t now_msec(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Signals come all the time while the daemon handles an event (linger.h). */
 static int wait_for(const struct keeper *keeper, short events)
 {
 	struct pollfd poll_fd = {.fd = keeper->socket, .events = events};
-	int n;
+	uint64_t end = now_msec() + ANSWER_MSEC, now;
+	int n = -1;
 
-	do
-		n = poll(&poll_fd, 1, ANSWER_MSEC);
-	while (n < 0 && errno == EINTR);
-	return n > 0 ? 0 : n < 0 ? -errno : -ETIMEDOUT;
+	while (n < 0 && (now = now_msec()) < end) {
+		n = poll(&poll_fd, 1, (int)(end - now));
+		if (n < 0 && errno != EINTR)
+			return -errno;
+	}
+	return n > 0 ? 0 : -ETIMEDOUT;
 }
 
 /* It reads at once, so a full buffer is a matter of moments, or of a keeper that was stopped. */
@@ -189,7 +201,9 @@ int keeper_sync(struct keeper *keeper)
 	int result = send_message(keeper, KEEPER_SYNC, 0, 0);
 
 	/* It may have said BUSY and gone: that is still to be read. */
-	return result < 0 && result != -EPIPE ? result : receive_message(keeper, KEEPER_DONE, &keeper->message);
+	return result < 0 && result != -EPIPE
+		       ? result
+		       : receive_message(keeper, KEEPER_DONE, &keeper->message);
 }
 
 void keeper_leave(struct keeper *keeper)
@@ -204,12 +218,13 @@ void keeper_forget(struct keeper *keeper)
 
 int keeper_find(struct keeper **ret, const char *directory, uid_t uid)
 {
+	uint64_t end = now_msec() + BUSY_MSEC;
 	int result = -EBUSY;
 
-	for (int waited = 0; result == -EBUSY && waited < BUSY_MSEC; waited += STEP_MSEC) {
+	for (bool again = false; result == -EBUSY && now_msec() < end; again = true) {
 		struct keeper *keeper = NULL;
 
-		if (waited)
+		if (again)
 			sleep_a_step();
 		result = connect_to(&keeper, directory, uid);
 		if (result == -EAGAIN) { /* others wait at its door */
@@ -298,7 +313,9 @@ static int spawn(pid_t *ret, int door, const char *path)
 /* Until it listens. A child that has ended is reaped. */
 static int wait_until_it_listens(struct keeper **ret, const char *directory, pid_t pid)
 {
-	for (int waited = 0; waited < ANSWER_MSEC; waited += STEP_MSEC) {
+	uint64_t end = now_msec() + ANSWER_MSEC;
+
+	while (now_msec() < end) {
 		int result = connect_to(ret, directory, geteuid());
 
 		if (result != -ENOENT)

@@ -73,8 +73,10 @@ void store_keeper_leave(struct store *store)
 	for (size_t i = 0; i < store->n && store->keeper; i++)
 		if (store->entries[i].kind == STORE_DOOR)
 			store_keeper_remove(store, &store->entries[i]);
-	if (store->keeper)
-		keeper_leave(store->keeper);
+	if (!store->keeper)
+		return;
+	keeper_sync(store->keeper); /* when the process has ended, the doors have gone */
+	keeper_leave(store->keeper);
 }
 
 /* Those of one batch; what can't be taken is closed. */

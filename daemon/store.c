@@ -211,7 +211,7 @@ static void tell_systemd(const struct entry *entry)
 	sd_pid_notify_with_fds(0, 0, message, &entry->fd, 1);
 }
 
-static void tell(struct store *store, const struct entry *entry)
+static void hand_over(struct store *store, const struct entry *entry)
 {
 	if (store->systemd)
 		tell_systemd(entry);
@@ -223,7 +223,7 @@ void store_tell_again(struct store *store)
 {
 	for (size_t i = 0; i < store->n; i++)
 		if (store->entries[i].number && !store->entries[i].here_only)
-			tell(store, &store->entries[i]);
+			hand_over(store, &store->entries[i]);
 }
 
 uint32_t store_put(struct store *store, enum store_kind kind, int fd, bool here_only)
@@ -248,7 +248,7 @@ uint32_t store_put(struct store *store, enum store_kind kind, int fd, bool here_
 		return 0;
 	}
 	if (!here_only)
-		tell(store, &entry);
+		hand_over(store, &entry);
 	store->touched = true;
 	return entry.number;
 }

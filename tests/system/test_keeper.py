@@ -335,7 +335,8 @@ def test_systemds_store_takes_over_from_it(kept):
     for _ in range(2):
         daemon.restart()
         check_all_there(daemon, workers)
-        assert harness.keeper_pid(daemon.runtime) is None and has_ended(pid)
+        wait_ended(pid)
+        assert harness.keeper_pid(daemon.runtime) is None
 
 
 def test_under_systemd_none_is_started(kept):
