@@ -220,7 +220,8 @@ static json_t *features(const struct manager *manager)
 	json_t *json = json_pack("[s]", "migrate");
 
 	if (store_outlives(manager->store))
-		json_array_append_new(json, json_string("fd-store"));
+		json_array_append_new(json,
+			json_string(store_has_keeper(manager->store) ? "keeper" : "fd-store"));
 	if (privileges_may(CAP_PERFMON))
 		json_array_append_new(json, json_string("perfmon"));
 	if (privileges_may(CAP_NET_ADMIN))

@@ -438,6 +438,11 @@ bool store_outlives(const struct store *store)
 	return store->systemd || store->keeper;
 }
 
+bool store_has_keeper(const struct store *store)
+{
+	return store->keeper;
+}
+
 void store_freeze(struct store *store)
 {
 	if (store->keeper && !store->frozen)

@@ -96,6 +96,7 @@ void store_forget_rest(struct store *store, bool doors_too);
 
 /* Whether somebody else has them: so an end of this process is not the end of what it holds. */
 bool store_outlives(const struct store *store);
+bool store_has_keeper(const struct store *store);
 /* From here nothing is stored or removed any more: this process ends, and what is, stays. */
 void store_freeze(struct store *store);
 bool store_is_frozen(const struct store *store);

@@ -252,7 +252,7 @@ ConnectionID=nginx
         first = status["daemon"]
         assert (first["control_clients"], first["worker_clients"], first["pid"]) == (1, 1, daemon.pid)
         assert first["kernel"] == os.uname().release
-        assert first["features"] == ["migrate"]
+        assert first["features"] == ["migrate", "keeper"]
         assert first["descriptors"] == len(os.listdir(f"/proc/{daemon.pid}/fd"))
         assert first["uptime"] < 60e6 and abs(first["since"] / 1e6 - time.time()) < 60
     ids, web = status["services"]

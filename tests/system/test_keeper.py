@@ -215,7 +215,7 @@ def test_stopped_with_workers_the_next_one_goes_on(kept):
     daemon.start()
     assert keeper(daemon) == pid
     check_all_there(daemon, workers)
-    assert daemon.output().count("web: listener http open") == 1
+    assert daemon.output().count("web: listener http: open") == 1
 
 
 def test_ends_with_the_last_worker_when_there_is_no_daemon(kept):
