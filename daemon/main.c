@@ -46,8 +46,8 @@ struct options {
 	bool old_config; /* it was refused, and what an earlier daemon served goes on */
 	const char *program;
 	char **arguments;
-	bool adopt;     /* keep CAP_CHOWN and CAP_NET_RAW */
-	bool no_keeper; /* nobody is to have descriptors for the next daemon */
+	unsigned privileges; /* to keep: PRIVILEGE_... */
+	bool no_keeper;      /* nobody is to have descriptors for the next daemon */
 };
 
 static void print_help(void)
@@ -67,6 +67,8 @@ static void print_help(void)
 	       "                           (default: User= of the configuration, or reuseport)\n"
 	       "  --adopt                  Keep CAP_CHOWN and CAP_NET_RAW when started by\n"
 	       "                           root, for reuseport-run --adopt\n"
+	       "  --net-admin              Keep CAP_NET_ADMIN when started by root, for\n"
+	       "                           reuseportctl kick\n"
 	       "  --no-keeper              Start no process that has what the next daemon needs\n"
 	       "                           when this one is killed\n"
 	       "  --check                  Check the configuration, say what is wrong, and exit\n"
@@ -86,6 +88,7 @@ static int parse_options(struct options *options, int argc, char **argv)
 		OPTION_USER,
 		OPTION_CHECK,
 		OPTION_ADOPT,
+		OPTION_NET_ADMIN,
 		OPTION_NO_KEEPER
 	};
 	static const struct option table[] = {
@@ -96,6 +99,7 @@ static int parse_options(struct options *options, int argc, char **argv)
 		{"user", required_argument, NULL, OPTION_USER},
 		{"check", no_argument, NULL, OPTION_CHECK},
 		{"adopt", no_argument, NULL, OPTION_ADOPT},
+		{"net-admin", no_argument, NULL, OPTION_NET_ADMIN},
 		{"no-keeper", no_argument, NULL, OPTION_NO_KEEPER},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
@@ -124,7 +128,10 @@ static int parse_options(struct options *options, int argc, char **argv)
 			options->check = true;
 			break;
 		case OPTION_ADOPT:
-			options->adopt = true;
+			options->privileges |= PRIVILEGE_ADOPT;
+			break;
+		case OPTION_NET_ADMIN:
+			options->privileges |= PRIVILEGE_NET_ADMIN;
 			break;
 		case OPTION_NO_KEEPER:
 			options->no_keeper = true;
@@ -326,10 +333,10 @@ static int make_state_directory(struct options *options, struct config *config)
 	return 0;
 }
 
-static int become_user(const char *user, bool adopt)
+static int become_user(const char *user, unsigned wanted)
 {
 	const char *step = "";
-	int result = privileges_drop(user, adopt, &step);
+	int result = privileges_drop(user, wanted, &step);
 
 	privileges_set_perfmon(false);
 	privileges_set_chown(false);
@@ -556,7 +563,7 @@ static int prepare_process(struct options *options, struct config *config, const
 	if (result >= 0)
 		result = make_state_directory(options, config);
 	if (result >= 0)
-		result = become_user(config->user, options->adopt);
+		result = become_user(config->user, options->privileges);
 	return result;
 }
 

@@ -22,6 +22,7 @@
 #include "daemon/share.h"
 #include "daemon/state.h"
 #include "daemon/store.h"
+#include "daemon/stranger.h"
 
 #define RING_OCTETS 4096
 
@@ -143,6 +144,7 @@ static int on_tick(sd_event_source *source, uint64_t time, void *user_data)
 	for (struct service *s = manager->services; s; s = s->next)
 		service_tick(s);
 	shares_tick(manager);
+	strangers_tick(manager);
 	free_removed_services(manager);
 	store_tick(manager->store);
 	sd_event_source_set_time(source, now_monotonic() + USEC_PER_SEC);

@@ -33,6 +33,7 @@ struct ring_buffer;
 struct share;
 struct state;
 struct store;
+struct strangers;
 
 enum worker_state {
 	WORKER_JOINING,  /* has its sockets, gets nothing yet */
@@ -91,8 +92,10 @@ struct listener {
 	uint32_t keys_version;  /* of the current key, counted up by each change */
 	/* For each rotation but the current one: no later registration had its key. */
 	uint32_t last_registration[KEYS_MAX];
-	uint32_t number; /* unique in the daemon, in events */
-	uint32_t index;  /* bit in worker.present; stays while the listener lives */
+	uint32_t number;             /* unique in the daemon, in events */
+	uint32_t index;              /* bit in worker.present; stays while the listener lives */
+	struct strangers *strangers; /* NULL: none were seen */
+	uint64_t looked_usec;        /* for strangers, CLOCK_MONOTONIC */
 };
 
 struct service {

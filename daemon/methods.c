@@ -5,13 +5,17 @@
  */
 #include <stdio.h>
 #include <string.h>
+#include <sys/capability.h>
 
 #include "common/util.h"
 #include "daemon/control.h"
 #include "daemon/event.h"
 #include "daemon/explain.h"
+#include "daemon/group.h"
 #include "daemon/manager.h"
 #include "daemon/monitor.h"
+#include "daemon/privileges.h"
+#include "daemon/sockdiag.h"
 #include "daemon/status.h"
 #include "daemon/store.h"
 
@@ -45,7 +49,7 @@ static int method_status(
  * service, each narrowing the others. Naming nothing, or nobody, is an error.
  */
 static int for_each_named(struct manager *manager, const json_t *parameters,
-	unsigned (*change)(struct worker *worker, int64_t value), int64_t value, unsigned *ret_n,
+	unsigned (*change)(struct worker *worker, void *data), void *data, unsigned *ret_n,
 	json_t **ret, const char **ret_error)
 {
 	const json_t *slot = json_object_get(parameters, "worker");
@@ -69,7 +73,7 @@ static int for_each_named(struct manager *manager, const json_t *parameters,
 				strcmp(worker->registration->service->config->name, service) != 0))
 			continue;
 		found++;
-		n += change(worker, value);
+		n += change(worker, data);
 	}
 	if (!found) {
 		*ret_error = CONTROL_NO_WORKER;
@@ -84,23 +88,25 @@ static int for_each_named(struct manager *manager, const json_t *parameters,
 	return 0;
 }
 
-static unsigned change_drain(struct worker *worker, int64_t value)
+static unsigned change_drain(struct worker *worker, void *data)
 {
 	return worker->state == WORKER_JOINING ? 0
 					       : registration_drain(worker->registration,
 							 worker->slot, PROTOCOL_DRAIN_OPERATOR);
 }
 
-static unsigned change_undrain(struct worker *worker, int64_t value)
+static unsigned change_undrain(struct worker *worker, void *data)
 {
 	return registration_undrain(worker->registration, worker->slot);
 }
 
-static unsigned change_weight(struct worker *worker, int64_t value)
+static unsigned change_weight(struct worker *worker, void *data)
 {
-	if (worker->weight == value)
+	const json_int_t *weight = data;
+
+	if (worker->weight == *weight)
 		return 0;
-	worker->weight = (uint16_t)value;
+	worker->weight = (uint16_t)*weight;
 	service_update(worker->registration->service);
 	event_tell(worker->registration->service->manager, EVENT_WORKER_WEIGHT,
 		&(struct event_about){
@@ -113,11 +119,11 @@ static unsigned change_weight(struct worker *worker, int64_t value)
 }
 
 static int change_named(void *user_data, const json_t *parameters, const char *result_name,
-	unsigned (*change)(struct worker *worker, int64_t value), int64_t value, json_t **ret,
+	unsigned (*change)(struct worker *worker, void *data), void *data, json_t **ret,
 	const char **ret_error)
 {
 	unsigned n;
-	int result = for_each_named(user_data, parameters, change, value, &n, ret, ret_error);
+	int result = for_each_named(user_data, parameters, change, data, &n, ret, ret_error);
 
 	if (result < 0)
 		return result;
@@ -129,27 +135,108 @@ static int change_named(void *user_data, const json_t *parameters, const char *r
 static int method_drain(
 	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
 {
-	return change_named(user_data, parameters, "drained", change_drain, 0, ret, ret_error);
+	return change_named(user_data, parameters, "drained", change_drain, NULL, ret, ret_error);
 }
 
 static int method_undrain(
 	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
 {
-	return change_named(user_data, parameters, "undrained", change_undrain, 0, ret, ret_error);
+	return change_named(
+		user_data, parameters, "undrained", change_undrain, NULL, ret, ret_error);
 }
 
 static int method_set_weight(
 	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
 {
-	const json_t *weight = json_object_get(parameters, "weight");
+	json_int_t weight = json_integer_value(json_object_get(parameters, "weight"));
 
-	if (json_integer_value(weight) < 1 || json_integer_value(weight) > 1000) {
+	if (weight < 1 || weight > 1000) {
 		*ret_error = CONTROL_INVALID_PARAMETER;
 		*ret = json_pack("{s:s}", "parameter", "weight");
 		return -EINVAL;
 	}
-	return change_named(user_data, parameters, "changed", change_weight,
-		json_integer_value(weight), ret, ret_error);
+	return change_named(
+		user_data, parameters, "changed", change_weight, &weight, ret, ret_error);
+}
+
+struct kick {
+	unsigned sockets;
+	int error; /* of the first that could not be closed */
+};
+
+/* Ends the worker's listening socket, if it has one. */
+static void close_queue(
+	const struct worker *worker, const struct listener *listener, struct kick *kick)
+{
+	const struct listener_map *map = listener->group->listener_map;
+	uint64_t cookie;
+	int result;
+
+	if (listener->config->transport != TRANSPORT_TCP ||
+		!group_has_socket(listener->group, worker->slot, &cookie))
+		return;
+	result = sockdiag_destroy(
+		listener->config, cookie, map->tables[map->current & 1].n_active + 1);
+	if (result >= 0)
+		kick->sockets++;
+	else if (result != -ENOENT && !kick->error)
+		kick->error = result;
+}
+
+/* First it is in no table any more, then what waits is let go: none of it comes back here. */
+static unsigned change_kick(struct worker *worker, void *data)
+{
+	struct registration *registration = worker->registration;
+	const struct service *service = registration->service;
+	struct kick *kick = data;
+	unsigned before = kick->sockets;
+
+	if (worker->state == WORKER_JOINING)
+		return 0;
+	registration_drain(registration, worker->slot, PROTOCOL_DRAIN_OPERATOR);
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i])
+			close_queue(worker, service->listeners[i], kick);
+	event_tell(service->manager, EVENT_WORKER_KICKED,
+		&(struct event_about){
+			.registration = registration,
+			.slot = &worker->slot,
+			.n_slots = 1,
+		},
+		"kicked, %u of its listening sockets are closed", kick->sockets - before);
+	return 1;
+}
+
+static int failed(json_t **ret, const char **ret_error, int error, const char *message)
+{
+	*ret_error = CONTROL_FAILED;
+	*ret = json_pack("{s:s, s:i}", "message", message, "errno", -error);
+	return error;
+}
+
+static int method_kick(
+	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
+{
+	struct kick kick = {0};
+	unsigned n;
+	int result;
+
+	if (!privileges_may(CAP_NET_ADMIN))
+		return failed(ret, ret_error, -EPERM,
+			"cannot close another process's socket: the daemon has no CAP_NET_ADMIN "
+			"(drop-in net-admin.conf, or --net-admin when started by root)");
+	result = for_each_named(user_data, parameters, change_kick, &kick, &n, ret, ret_error);
+	if (result < 0)
+		return result;
+	store_commit(((struct manager *)user_data)->store);
+	if (kick.error == -EOPNOTSUPP)
+		return failed(ret, ret_error, kick.error,
+			"the workers drain, but what waits for them can't be moved: this kernel was "
+			"built without CONFIG_INET_DIAG_DESTROY");
+	if (kick.error)
+		return failed(ret, ret_error, kick.error, strerror(-kick.error));
+	*ret = json_pack("{s:i, s:i}", "kicked", (int)n, "sockets", (int)kick.sockets);
+	return 0;
 }
 
 static int method_reload(
@@ -158,12 +245,8 @@ static int method_reload(
 	_cleanup_free_ char *error = NULL;
 	int result = manager_reload_files(user_data, &error);
 
-	if (result < 0) {
-		*ret_error = CONTROL_FAILED;
-		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
-			"errno", -result);
-		return result;
-	}
+	if (result < 0)
+		return failed(ret, ret_error, result, error ? error : strerror(-result));
 	*ret = json_object();
 	return 0;
 }
@@ -198,12 +281,8 @@ static int method_rotate_keys(
 	if (!service)
 		return no_service(name, ret, ret_error);
 	result = service_rotate_keys(service, listener, &n, &error);
-	if (result < 0) {
-		*ret_error = CONTROL_FAILED;
-		*ret = json_pack("{s:s, s:i}", "message", error ? error : strerror(-result),
-			"errno", -result);
-		return result;
-	}
+	if (result < 0)
+		return failed(ret, ret_error, result, error ? error : strerror(-result));
 	*ret = json_pack("{s:i}", "rotated", (int)n);
 	return 0;
 }
@@ -215,7 +294,7 @@ const struct control_method manager_methods[] = {
 	{.name = "Drain", .changes = true, .handler = method_drain},
 	{.name = "Undrain", .changes = true, .handler = method_undrain},
 	{.name = "SetWeight", .changes = true, .handler = method_set_weight},
-	{.name = "Kick", .changes = true},
+	{.name = "Kick", .changes = true, .handler = method_kick},
 	{.name = "RotateKeys", .changes = true, .handler = method_rotate_keys},
 	{.name = "Reload", .changes = true, .handler = method_reload},
 	{.name = "Reexec", .changes = true, .handler = method_reexec},

@@ -14,13 +14,19 @@ static void free_capabilities(cap_t *capabilities)
 		cap_free(*capabilities);
 }
 
-static int set_capabilities(bool adopt)
+static int set_capabilities(unsigned wanted)
 {
-	/* CAP_NET_RAW where there is one: adoption works without. */
-	const cap_value_t kept[] = {CAP_BPF, CAP_NET_BIND_SERVICE, CAP_CHOWN, CAP_NET_RAW};
-	const int n_kept = !adopt ? 2 : privileges_may(CAP_NET_RAW) ? 4 : 3;
+	cap_value_t kept[5] = {CAP_BPF, CAP_NET_BIND_SERVICE};
+	int n_kept = 2;
 	_cleanup_(free_capabilities) cap_t capabilities = cap_init();
 
+	if (wanted & PRIVILEGE_ADOPT)
+		kept[n_kept++] = CAP_CHOWN;
+	/* Where there is one: adoption works without. */
+	if (wanted & PRIVILEGE_ADOPT && privileges_may(CAP_NET_RAW))
+		kept[n_kept++] = CAP_NET_RAW;
+	if (wanted & PRIVILEGE_NET_ADMIN)
+		kept[n_kept++] = CAP_NET_ADMIN;
 	if (!capabilities || cap_set_flag(capabilities, CAP_PERMITTED, n_kept, kept, CAP_SET) < 0 ||
 		cap_set_flag(capabilities, CAP_EFFECTIVE, n_kept, kept, CAP_SET) < 0 ||
 		cap_set_proc(capabilities) < 0)
@@ -70,7 +76,7 @@ void privileges_set_raw(bool on)
 	set_effective(CAP_NET_RAW, on);
 }
 
-int privileges_drop(const char *user, bool adopt, const char **ret_step)
+int privileges_drop(const char *user, unsigned wanted, const char **ret_step)
 {
 	const struct passwd *entry;
 
@@ -92,5 +98,5 @@ int privileges_drop(const char *user, bool adopt, const char **ret_step)
 		setresuid(entry->pw_uid, entry->pw_uid, entry->pw_uid) < 0)
 		return -errno;
 	*ret_step = "set capabilities";
-	return set_capabilities(adopt);
+	return set_capabilities(wanted);
 }

@@ -8,12 +8,15 @@
 
 #include <stdbool.h>
 
+#define PRIVILEGE_ADOPT (1u << 0)     /* CAP_CHOWN, CAP_NET_RAW */
+#define PRIVILEGE_NET_ADMIN (1u << 1) /* CAP_NET_ADMIN: Kick, SO_MARK, IP_TRANSPARENT */
+
 /*
- * Started as root: becomes `user`, keeping CAP_BPF and CAP_NET_BIND_SERVICE, and CAP_CHOWN and
- * CAP_NET_RAW if `adopt` asks for them. Started as another user (systemd's User=): changes nothing.
+ * Started as root: becomes `user`, keeping CAP_BPF and CAP_NET_BIND_SERVICE, and what `wanted`
+ * asks for: PRIVILEGE_... . Started as another user (systemd's User=): changes nothing.
  * -ENOENT: no such user; other negative errno with *ret_step a static name of what failed.
  */
-int privileges_drop(const char *user, bool adopt, const char **ret_step);
+int privileges_drop(const char *user, unsigned wanted, const char **ret_step);
 /*
  * CAP_PERFMON, where it was granted, in effect or not: it lets programs past the verifier that an
  * older kernel refuses otherwise, and reads the kernel's memory. So for the moment of loading only.

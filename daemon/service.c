@@ -15,6 +15,7 @@
 #include "daemon/share.h"
 #include "daemon/state-config.h"
 #include "daemon/store.h"
+#include "daemon/stranger.h"
 
 const char *worker_state_name(enum worker_state state)
 {
@@ -31,6 +32,7 @@ struct listener *listener_free(struct listener *listener)
 		group_free(listener->group);
 		keys_free(listener->keys);
 		keys_free(listener->next_keys);
+		strangers_free(listener->strangers);
 		free(listener);
 	}
 	return NULL;

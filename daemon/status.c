@@ -15,7 +15,9 @@
 #include "daemon/group-figures.h"
 #include "daemon/manager.h"
 #include "daemon/privileges.h"
+#include "daemon/sockdiag.h"
 #include "daemon/store.h"
+#include "daemon/stranger.h"
 
 /* null: the listener has none that anybody could rotate. */
 static json_t *keys_status(const struct listener *listener)
@@ -77,7 +79,7 @@ static void set_verdicts(json_t *json, const uint64_t verdicts[VERDICT_COUNT])
 		set_int(json, fields[i].name, verdicts[fields[i].verdict]);
 }
 
-static json_t *listener_status(const struct listener *listener)
+static json_t *listener_status(struct listener *listener, const struct sockdiag_list *sockets)
 {
 	const struct group *group = listener->group;
 	const struct listener_config *config = listener->config;
@@ -101,15 +103,22 @@ static json_t *listener_status(const struct listener *listener)
 	set_fill(json, "connection_ids", group_cid_fill(group, &fill), &fill);
 	set_fill(json, "cookies", group_cookie_fill(group, &fill), &fill);
 	json_object_set_new(json, "keys", keys_status(listener));
-	json_object_set_new(json, "strangers", json_array());
+	json_object_set_new(json, "strangers", strangers_status(listener, sockets));
 	return json;
 }
 
-static json_t *socket_status(
-	const struct worker *worker, const struct listener *listener, struct slot_counters *total)
+static void set_known(json_t *json, const char *name, bool known, uint64_t value)
 {
+	json_object_set_new(json, name, known ? json_integer((json_int_t)value) : json_null());
+}
+
+static json_t *socket_status(const struct worker *worker, const struct listener *listener,
+	const struct sockdiag_list *sockets, struct slot_counters *total)
+{
+	const struct sockdiag_socket *socket = NULL;
 	struct slot_counters counters = {0};
 	json_t *json = json_object();
+	uint64_t cookie;
 
 	group_read_slot(listener->group, worker->slot, &counters);
 	total->packets += counters.packets;
@@ -117,23 +126,25 @@ static json_t *socket_status(
 	set_string(json, "listener", listener->config->name);
 	set_int(json, "packets", counters.packets);
 	set_int(json, "new_connections", counters.new_connections);
-	json_object_set_new(json, "queue", json_null());
-	json_object_set_new(json, "queue_limit", json_null());
-	json_object_set_new(json, "drops", json_null());
+	if (sockets->n && group_has_socket(listener->group, worker->slot, &cookie))
+		socket = sockdiag_find(sockets, cookie);
+	set_known(json, "queue", socket, socket ? socket->queue : 0);
+	set_known(json, "queue_limit", socket, socket ? socket->queue_limit : 0);
+	set_known(json, "drops", socket, socket ? socket->drops : 0);
 	return json;
 }
 
-static json_t *worker_status(const struct worker *worker)
+static json_t *worker_status(const struct worker *worker, const struct sockdiag_list *sockets)
 {
 	const struct registration *registration = worker->registration;
 	const struct service *service = registration->service;
-	json_t *json = json_object(), *sockets = json_array();
+	json_t *json = json_object(), *entries = json_array();
 	struct slot_counters total = {0};
 
 	for (size_t i = 0; i < service->n_listeners; i++)
 		if (service->listeners[i] && worker->granted)
-			json_array_append_new(
-				sockets, socket_status(worker, service->listeners[i], &total));
+			json_array_append_new(entries,
+				socket_status(worker, service->listeners[i], &sockets[i], &total));
 	set_int(json, "slot", worker->slot);
 	set_string(json, "instance", registration->instance);
 	set_int(json, "pid", (uint64_t)registration->pid);
@@ -147,23 +158,32 @@ static json_t *worker_status(const struct worker *worker)
 	json_object_set_new(json, "connected", json_boolean(registration->client != NULL));
 	json_object_set_new(json, "stalled", json_false());
 	json_object_set_new(json, "load", json_null());
-	json_object_set_new(json, "sockets", sockets);
+	json_object_set_new(json, "sockets", entries);
 	return json;
 }
 
 static json_t *service_status(const struct service *service)
 {
 	json_t *listeners = json_array(), *workers = json_array();
+	_cleanup_free_ struct sockdiag_list *sockets =
+		calloc(service->n_listeners + 1, sizeof(*sockets));
 
-	for (size_t i = 0; i < service->n_listeners; i++)
-		if (service->listeners[i])
-			json_array_append_new(listeners, listener_status(service->listeners[i]));
-	for (uint32_t slot = 0; slot < SLOT_COUNT; slot++) {
+	for (size_t i = 0; sockets && i < service->n_listeners; i++) {
+		if (!service->listeners[i])
+			continue;
+		/* What the kernel does not tell is null. */
+		sockdiag_read(service->listeners[i]->config, &sockets[i]);
+		json_array_append_new(
+			listeners, listener_status(service->listeners[i], &sockets[i]));
+	}
+	for (uint32_t slot = 0; sockets && slot < SLOT_COUNT; slot++) {
 		const struct worker *worker = service->manager->slots[slot];
 
 		if (worker && worker->registration->service == service)
-			json_array_append_new(workers, worker_status(worker));
+			json_array_append_new(workers, worker_status(worker, sockets));
 	}
+	for (size_t i = 0; sockets && i < service->n_listeners; i++)
+		sockdiag_done(&sockets[i]);
 	return json_pack("{s:s, s:b, s:o, s:o}", "name", service->config->name, "removed",
 		service->removed, "listeners", listeners, "workers", workers);
 }
