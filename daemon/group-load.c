@@ -229,6 +229,8 @@ int group_load(struct group *group, const struct listener_config *config,
 	group->group_cpu = bpf_object__find_map_fd_by_name(group->object, "group_cpu");
 	group->slot_counters = bpf_object__find_map_fd_by_name(group->object, "slot_counters");
 	result = map_memories(group, config->share);
+	if (result >= 0)
+		result = sink_filter_new(&group->sink_filter);
 	if (result < 0)
 		return result;
 	keep_maps(group);

@@ -4,7 +4,6 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <fcntl.h>
-#include <linux/filter.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,34 +14,20 @@
 #include "daemon/group-quic.h"
 #include "daemon/group-share.h"
 #include "daemon/manager.h"
+#include "daemon/sink.h"
 #include "daemon/sockdiag.h"
 #include "daemon/socket.h"
 #include "daemon/store.h"
 
-/*
- * The sink drops all that reaches it, in silence. An eBPF filter, which CAP_BPF loads: no other
- * capability is asked for, whatever a kernel wants for classic ones.
- */
-static int attach_drop_filter(int fd)
-{
-	const struct bpf_insn code[] = {
-		{.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 0},
-		{.code = BPF_JMP | BPF_EXIT},
-	};
-	_cleanup_close_ int program = bpf_prog_load(
-		BPF_PROG_TYPE_SOCKET_FILTER, "sink", "Dual BSD/GPL", code, ARRAY_SIZE(code), NULL);
-
-	if (program < 0)
-		return -errno;
-	return setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program)) < 0 ? -errno
-											: 0;
-}
-
 int group_silence_socket(int fd)
 {
 	const int one = 1;
-	int result = attach_drop_filter(fd);
+	struct sink_filter filter = {0};
+	int result = sink_filter_new(&filter);
 
+	if (result >= 0)
+		result = sink_filter_attach(&filter, fd);
+	sink_filter_done(&filter);
 	if (result >= 0 && setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &one, sizeof(one)) < 0)
 		result = -errno;
 	return result;
@@ -65,7 +50,7 @@ int group_make_sink(
 	if (sink < 0)
 		return sink;
 	*ret_step = "attach the drop filter to the sink";
-	result = attach_drop_filter(sink);
+	result = sink_filter_attach(&group->sink_filter, sink);
 	if (result < 0)
 		return result;
 	*ret_step = "put the sink into the socket map";
@@ -216,6 +201,7 @@ struct group *group_free(struct group *group)
 	for (int i = 0; i < GROUP_MAPS; i++)
 		store_drop(group->store, group->map_entry[i], -1);
 	group_share_free(group->share);
+	sink_filter_done(&group->sink_filter);
 	group_quic_free(group->quic);
 	bpf_object__close(group->object);
 	free(group);
@@ -442,6 +428,8 @@ int group_resume(struct group **ret, const struct listener_config *config,
 			group->sink = -1;
 			group->sink_entry = 0;
 			result = group_make_sink(group, config, &step);
+		} else {
+			sink_filter_attach(&group->sink_filter, group->sink); /* counts anew */
 		}
 	}
 	if (result < 0) {

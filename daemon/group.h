@@ -24,6 +24,7 @@
 #include "bpf/layout.h"
 #include "daemon/config.h"
 #include "daemon/maglev.h"
+#include "daemon/sink.h"
 
 struct bpf_object;
 struct group_quic;
@@ -72,11 +73,12 @@ struct group {
 	void *bss; /* mapped */
 	size_t bss_size;
 	int sink;
-	int standby;            /* -1: none */
-	uint32_t standby_index; /* where it stands, INDEX_NONE without */
-	bool standby_lent;      /* UDP: a joining worker has it as its socket */
-	bool told_of_waiting;   /* UDP: that what waits there can't be delivered again */
-	uint64_t *waiting;      /* ring of samples, for StandbyTimeoutSec: group_expire_standby() */
+	struct sink_filter sink_filter; /* its counter goes on when the sink is made anew */
+	int standby;                    /* -1: none */
+	uint32_t standby_index;         /* where it stands, INDEX_NONE without */
+	bool standby_lent;              /* UDP: a joining worker has it as its socket */
+	bool told_of_waiting;           /* UDP: that what waits there can't be delivered again */
+	uint64_t *waiting; /* ring of samples, for StandbyTimeoutSec: group_expire_standby() */
 	size_t n_waiting, next_waiting;
 	uint64_t left;    /* of those that came to the standby: how many are no longer there */
 	uint64_t expired; /* connections or datagrams that waited too long, in all */

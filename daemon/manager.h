@@ -24,6 +24,7 @@
 #include "daemon/config.h"
 #include "daemon/control.h"
 #include "daemon/keys.h"
+#include "daemon/watch.h"
 #include "proto/protocol.h"
 
 struct client;
@@ -96,6 +97,7 @@ struct listener {
 	uint32_t index;              /* bit in worker.present; stays while the listener lives */
 	struct strangers *strangers; /* NULL: none were seen */
 	uint64_t looked_usec;        /* for strangers, CLOCK_MONOTONIC */
+	struct watch watch;
 };
 
 struct service {

@@ -77,6 +77,7 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 		listener_free(listener);
 		return result;
 	}
+	watch_begin(listener);
 	*ret = listener;
 	return 0;
 }
@@ -177,6 +178,7 @@ int listener_resume(struct service *service, const json_t *json, char **ret_erro
 		listener_free(listener);
 		return result;
 	}
+	watch_begin(listener);
 	service->listeners[listener->index] = listener;
 	return 0;
 }
@@ -475,6 +477,7 @@ void service_tick(struct service *service)
 		if (!listener)
 			continue;
 		group_heal(listener->group);
+		watch_tick(listener);
 		group_empty_standby(listener->group, listener->config);
 		group_expire_standby(listener->group, listener->config);
 		if (service->reserved_slot >= 0 && listener->group->standby < 0 &&
