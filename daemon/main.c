@@ -557,7 +557,7 @@ static int prepare_process(struct options *options, struct config *config, const
 	libbpf_set_print(print_bpf);
 	if (!config) {
 		result = config_from_json(&saved, json_object_get(state, "config"));
-		return result < 0 ? result : become_user(saved->user, options->adopt);
+		return result < 0 ? result : become_user(saved->user, options->privileges);
 	}
 	result = make_runtime_directory(options, config->user);
 	if (result >= 0)
