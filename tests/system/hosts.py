@@ -264,9 +264,9 @@ class Instances:
 
         def active():
             assert process.returncode is None, process.output()
+            old = self.daemon.status_worker(before.slot) if before else None
             return self.states(name).count("active") == self.n_active and \
-                (before is None or self.daemon.status_worker(before.slot) is None or
-                 self.daemon.status_worker(before.slot)["state"] == "draining")
+                (old is None or old["state"] == "draining")
         harness.poll_until(active, f"{name} is active")
         process.slot = next(w["slot"] for w in self.daemon.status("web")["workers"]
                             if w["instance"] == name and w["state"] == "active")

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-import adopt_hosts
+import debian_hosts
 import harness
-from adopt_hosts import HOSTS, LISTENERS
+from debian_hosts import HOSTS, LISTENERS
 
 ROLLS = 5
 
@@ -19,9 +19,6 @@ ROLLS = 5
 def host(request, netns):
     result = HOSTS[request.param]
     result.name = request.param
-    missing = result.missing()
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
     return result
 
 
@@ -39,7 +36,7 @@ def client(host, tmp_path):
     clients = []
 
     def start():
-        clients.append(adopt_hosts.make_client(host.client, tmp_path))
+        clients.append(debian_hosts.make_client(host.client, tmp_path))
         return clients[-1]
     yield start
     for each in clients:
@@ -127,7 +124,7 @@ def test_restart_without_us_loses_some(host, processes, client, tmp_path):
         return processes[-1]
 
     old = start()
-    harness.poll_until(lambda: adopt_hosts.answers(host.client), "it answers")
+    harness.poll_until(lambda: debian_hosts.answers(host.client), "it answers")
     load = client()
     restarts = 0
     while restarts < ROLLS or not load.has_failures():
@@ -136,7 +133,7 @@ def test_restart_without_us_loses_some(host, processes, client, tmp_path):
         old.send_signal(getattr(signal, f"SIG{host.signal_name}"))
         old.wait()
         old = start()
-        harness.poll_until(lambda: adopt_hosts.answers(host.client), "it answers")
+        harness.poll_until(lambda: debian_hosts.answers(host.client), "it answers")
         time.sleep(0.5)  # of good service between two restarts
     done, failed = load.finish()
     print(f"FIGURES {host.name} alone: {failed} of {done + failed} failed, {restarts} restarts")

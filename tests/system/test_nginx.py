@@ -8,115 +8,33 @@ in HTTP/1.1 itself, and no listener can do anything about that.
 import os
 import pathlib
 import re
-import shutil
 import signal
 
 import pytest
 
 import harness
-
-PORT = 8080
-CONFIGURATION = """
-daemon off;
-pid {directory}/pid;
-error_log stderr notice;
-worker_processes 1;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    keepalive_timeout 0;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{ return 200 "answered\\n"; }}
-    }}
-}}
-"""
+import hosts
+from debian_hosts import PORT, Wrk, nginx
 
 
-@pytest.fixture(scope="module")
-def programs(system):
-    for program in ("nginx", "wrk"):
-        if not shutil.which(program):
-            pytest.skip(f"needs {program} (Debian: nginx-light, wrk)")
+class Directory:
+    """As much as hosts.Instances wants of a place."""
 
+    def __init__(self, directory):
+        self.directory = directory
 
-class Instances:
-    def __init__(self, daemon):
-        self.daemon = daemon
-        self.count = 0
-        self.running = {}
-
-    def start(self, name):
-        """Starts nginx as this instance, and returns the instance's process before, if any."""
-        self.count += 1
-        directory = self.daemon.directory / f"nginx-{self.count}"
-        directory.mkdir(mode=0o755)
-        configuration = directory / "nginx.conf"
-        configuration.write_text(CONFIGURATION.format(directory=directory, port=PORT))
-        process = harness.Process(
-            [harness.REUSEPORT_RUN, "--socket", self.daemon.worker_socket, "--service", "web",
-             "--instance", name, "--pass", "nginx", "--ready", "exec", "--drain-signal", "QUIT", "--",
-             "nginx", "-e", "stderr", "-c", configuration, "-p", directory], directory / "log")
-        process.directory = directory
-        before = self.running.get(name)
-        self.running[name] = process
-
-        def active():
-            assert process.returncode is None, process.output()
-            states = [w["state"] for w in self.daemon.status("web")["workers"]
-                      if w["instance"] == name]
-            return states.count("active") == 1 and (before is None or len(states) <= 2) and \
-                self.master(process) is not None
-        harness.poll_until(active, f"{name} is active")
-        return before
-
-    def master(self, process):
-        """The pid of nginx's own master, None before it has written that."""
-        try:
-            return int((process.directory / "pid").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def stop(self):
-        for process in self.running.values():
-            process.stop()
+    def make(self, name):
+        (self.directory / name).mkdir(mode=0o755)
 
 
 @pytest.fixture
-def instances(programs, start_daemon):
+def instances(start_daemon):
     daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}")
-    result = Instances(daemon)
+    result = hosts.Instances(
+        daemon, Directory(daemon.directory), lambda name: nginx(daemon.directory / name),
+        ["--pass", "nginx", "--ready", "exec", "--drain-signal", "QUIT"])
     yield result
     result.stop()
-
-
-class Wrk:
-    """wrk until it is told to stop; what it counted is in its output."""
-
-    def __init__(self, log):
-        self.process = harness.Process(
-            ["wrk", "-t1", "-c32", "-d600", "--timeout", "60", f"http://127.0.0.1:{PORT}/"], log)
-
-    def finish(self):
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.wait() == 0
-        output = self.process.output()
-        print(output)
-        self.requests = int(re.search(r"(\d+) requests in", output).group(1))
-        errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)",
-                           output)
-        self.errors = dict(zip(("connect", "read", "write", "timeout"),
-                               map(int, errors.groups()) if errors else (0, 0, 0, 0)))
-        other = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
-        self.not_good = int(other.group(1)) if other else 0
-
-    def kill(self):
-        self.process.stop(signal.SIGKILL)
 
 
 @pytest.fixture
@@ -124,11 +42,18 @@ def wrk(tmp_path):
     running = []
 
     def start():
-        running.append(Wrk(tmp_path / f"wrk-{len(running)}"))
+        running.append(Wrk(tmp_path / f"wrk-{len(running)}", connections=32, close=False))
         return running[-1]
     yield start
     for each in running:
         each.kill()
+
+
+def master(process):
+    """The pid of nginx's own master."""
+    path = process.log.with_name("pid")
+    harness.poll_until(lambda: path.exists() and path.read_text().strip(), "nginx has its pid file")
+    return int(path.read_text())
 
 
 def answered_so_far(daemon):
@@ -184,15 +109,15 @@ def test_killed_instance_fails_only_what_it_had_accepted(instances, wrk):
     load = wrk()
     harness.poll_until(lambda: answered_so_far(daemon) > 1000, "requests are coming")
     victim = instances.running.pop("web@2")
-    master = instances.master(victim)
-    workers = children(master)
+    parent = master(victim)
+    workers = children(parent)
     assert len(workers) == 1
-    for pid in (master, *workers):
+    for pid in (parent, *workers):
         os.kill(pid, signal.SIGSTOP)
     # It accepts nothing more; what comes for it now waits in its queue.
     harness.poll_until(lambda: stopped(workers[0]), "the worker has stopped")
     had = accepted_connections(workers[0])
-    for pid in (master, *workers):
+    for pid in (parent, *workers):
         os.kill(pid, signal.SIGKILL)
     assert victim.wait() != 0
     seen = answered_so_far(daemon)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 Servers of Debian's that bind for themselves, with the configuration that they would have anyway,
-and clients that count what fails: for test_adopt_hosts.py.
+and clients that count what fails.
 """
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,18 +20,19 @@ NGINX = """
 daemon off;
 pid {directory}/pid;
 error_log stderr notice;
-worker_processes 4;
+worker_processes {workers};
 events {{ worker_connections 1024; }}
 http {{
     access_log off;
-    keepalive_timeout 0;
+    keepalive_timeout {keepalive};
+    keepalive_requests 1000000000;
     client_body_temp_path {directory}/body;
     proxy_temp_path {directory}/proxy;
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
     server {{
-        listen 127.0.0.1:{port} reuseport;
+        listen 127.0.0.1:{port}{listen};
         location / {{ return 200 "answered\\n"; }}
     }}
 }}
@@ -81,32 +81,57 @@ address=/name.test/192.0.2.7
 """
 
 
+def nginx(directory, port=PORT, workers=1, listen="", keepalive=0):
+    """Writes nginx.conf, and returns the command line. Its master's pid will be in the file pid."""
+    (directory / "nginx.conf").write_text(NGINX.format(
+        directory=directory, port=port, workers=workers, listen=listen, keepalive=keepalive))
+    return ["nginx", "-e", "stderr", "-c", str(directory / "nginx.conf"), "-p", str(directory)]
+
+
+UNBOUND = """
+server:
+    do-daemonize: no
+    use-syslog: no
+    username: ""
+    chroot: ""
+    directory: "{directory}"
+    pidfile: ""
+    interface: 127.0.0.1@{port}
+    num-threads: 2
+    so-reuseport: yes
+    do-not-query-localhost: no
+    module-config: "iterator"
+    local-zone: "test." static
+    local-data: "name.test. A 192.0.2.7"
+remote-control:
+    control-enable: no
+"""
+
+
 class Host:
     """One kind of server. command and files have {directory} and {port} in them."""
 
     def __init__(self, command, signal_name="TERM", delay=0, files=None, client="wrk", sockets=1):
-        self.command = command
+        self.command = command  # or a function of the directory
         self.signal_name = signal_name  # ends it, once it has finished what it has, or at once:
         self.delay = delay  # seconds for what is under way, with servers that just stop
         self.files = files or {}
         self.client = client
         self.sockets = sockets  # on the address, so slots
-        self.needs = (command[0], {"wrk": "wrk", "redis": "redis-cli", "dns": "dig"}[client])
-
-    def missing(self):
-        return [name for name in self.needs if not shutil.which(name)]
 
     def prepare(self, directory):
         """Its command line; its files are in the directory then."""
         directory.mkdir(mode=0o755)
+        if callable(self.command):
+            return self.command(directory)
         for name, text in self.files.items():
             (directory / name).write_text(text.format(directory=directory, port=PORT))
         return [each.format(directory=directory, port=PORT) for each in self.command]
 
 
 HOSTS = {
-    "nginx": Host(["nginx", "-e", "stderr", "-c", "{directory}/nginx.conf", "-p", "{directory}"],
-                  "QUIT", files={"nginx.conf": NGINX}, sockets=4),
+    "nginx": Host(lambda directory: nginx(directory, workers=4, listen=" reuseport"), "QUIT",
+                  sockets=4),
     "haproxy": Host(["haproxy", "-db", "-f", "{directory}/haproxy.cfg"], "USR1",
                     files={"haproxy.cfg": HAPROXY}),
     "caddy": Host(["caddy", "run", "--adapter", "caddyfile", "--config", "{directory}/Caddyfile"],
@@ -118,6 +143,8 @@ HOSTS = {
                    "--dir", "{directory}"], delay=1, client="redis"),
     "dnsmasq": Host(["dnsmasq", "--conf-file={directory}/dnsmasq.conf"], delay=1,
                     files={"dnsmasq.conf": DNSMASQ}, client="dns"),
+    "unbound": Host(["unbound", "-d", "-c", "{directory}/unbound.conf"], delay=1,
+                    files={"unbound.conf": UNBOUND}, client="dns", sockets=2),
 }
 
 LISTENERS = {
@@ -129,12 +156,15 @@ LISTENERS = {
 
 
 class Wrk:
-    """A connection for each request, as fast as can be."""
+    """
+    wrk, until finish(). A connection for each request where close says so: a server that closes an
+    idle connection which is kept alive races with the client's next request in HTTP/1.1 itself.
+    """
 
-    def __init__(self, directory):
+    def __init__(self, log, connections=16, port=PORT, close=True):
         self.process = harness.Process(
-            ["wrk", "-t1", "-c16", "-d600", "--timeout", "30", "-H", "Connection: close",
-             f"http://{ADDRESS}:{PORT}/"], directory / "wrk.log")
+            ["wrk", "-t1", f"-c{connections}", "-d600", "--timeout", "60",
+             *(["-H", "Connection: close"] if close else []), f"http://{ADDRESS}:{port}/"], log)
         # It connects once before it starts its threads, and ends if that fails.
         harness.poll_until(lambda: len(os.listdir(f"/proc/{self.process.pid}/task")) > 1,
                            "wrk is at work")
@@ -143,15 +173,18 @@ class Wrk:
         return True  # it says so at the end alone
 
     def finish(self):
+        """(answered, failed); what failed is in .errors and .not_good."""
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait() == 0, (self.process.returncode, self.process.output())
         output = self.process.output()
-        done = int(re.search(r"(\d+) requests in", output).group(1))
+        self.requests = int(re.search(r"(\d+) requests in", output).group(1))
         errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)",
                            output)
+        self.errors = dict(zip(("connect", "read", "write", "timeout"),
+                               map(int, errors.groups()) if errors else (0, 0, 0, 0)))
         other = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
-        failed = sum(map(int, errors.groups())) if errors else 0
-        return done, failed + (int(other.group(1)) if other else 0)
+        self.not_good = int(other.group(1)) if other else 0
+        return self.requests, sum(self.errors.values()) + self.not_good
 
     def kill(self):
         self.process.stop(signal.SIGKILL)
@@ -198,7 +231,7 @@ class Loop:
 
 def make_client(kind, directory):
     if kind == "wrk":
-        return Wrk(directory)
+        return Wrk(directory / "wrk.log")
     if kind == "redis":
         return Loop(["redis-cli", "-h", ADDRESS, "-p", str(PORT), "PING"], "PONG")
     return Loop(["dig", f"@{ADDRESS}", "-p", str(PORT), "+tries=1", "+time=2", "+short",
