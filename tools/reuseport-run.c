@@ -105,6 +105,16 @@ static void on_executed(struct run *run)
 		run->ready_at_usec = now_usec() + run->ready_usec;
 }
 
+static void start_keeper(struct run *run)
+{
+	int result = keep_start(run);
+
+	if (result < 0)
+		run_complain("cannot start the process that keeps the server's bind() working when "
+			     "the launcher has gone: %s",
+			strerror(-result));
+}
+
 /* The child either closed its end by executing the server, or sent the errno of the attempt. */
 static void on_start_event(struct run *run)
 {
@@ -113,6 +123,8 @@ static void on_start_event(struct run *run)
 
 	if (run->adopt && run->adopt_fd < 0) {
 		error = adopt_take(run);
+		if (!error)
+			start_keeper(run);
 		if (!error || error == -EAGAIN)
 			return;
 		close_fd(&run->start_fd);
@@ -290,6 +302,7 @@ int main(int argc, char **argv)
 		.notify_fd = -1,
 		.start_fd = -1,
 		.adopt_fd = -1,
+		.keep_fd = -1,
 		.server_pidfd = -1,
 	};
 	int result;
@@ -306,6 +319,7 @@ int main(int argc, char **argv)
 	close_fd(&run.notify_fd);
 	close_fd(&run.start_fd);
 	close_fd(&run.adopt_fd);
+	close_fd(&run.keep_fd);
 	close_fd(&run.server_pidfd);
 	return result;
 }
