@@ -12,6 +12,7 @@
 #include "daemon/explain.h"
 #include "daemon/key-file.h"
 #include "daemon/manager.h"
+#include "daemon/share.h"
 
 #define DATAGRAM_MAX 65535
 
@@ -60,6 +61,9 @@ static int find_listener(struct manager *manager, const char *service_name,
 			if (!listener || listener->config->transport != TRANSPORT_QUIC ||
 				(listener_name &&
 					strcmp(listener->config->name, listener_name) != 0))
+				continue;
+			/* Of one share, any: they have one group. */
+			if (found && found->share && found->share == listener->share)
 				continue;
 			if (found)
 				return failed(ret, ret_error,
@@ -170,10 +174,31 @@ static json_t *answer(struct manager *manager, const struct explanation *e)
 	return result;
 }
 
+/* The protocols that a ClientHello asks for, separated by spaces, as the extension has them. */
+static int read_protocols(
+	struct explanation *e, const char *text, json_t **ret, const char **ret_error)
+{
+	e->protocols = malloc(strlen(text) + 1);
+	if (!e->protocols)
+		return -ENOMEM;
+	while (*text) {
+		size_t length = strcspn(text, " ");
+
+		if (!length || length > UINT8_MAX)
+			return invalid_parameter("protocols", ret, ret_error);
+		e->protocols[e->protocols_length] = (uint8_t)length;
+		memcpy(e->protocols + e->protocols_length + 1, text, length);
+		e->protocols_length += 1 + length;
+		text += length + (text[length] == ' ');
+	}
+	return 0;
+}
+
 int explain_method(void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
 {
-	static const char *const names[] = {"service", "listener", "packet", "cid", "from"};
-	enum { SERVICE, LISTENER, PACKET, CID, FROM };
+	static const char *const names[] = {
+		"service", "listener", "packet", "cid", "from", "server_name", "protocols"};
+	enum { SERVICE, LISTENER, PACKET, CID, FROM, SERVER_NAME, PROTOCOLS };
 	_cleanup_(explanation_done) struct explanation e = {.slot = INDEX_NONE};
 	const char *given[ARRAY_SIZE(names)];
 	int result;
@@ -190,6 +215,11 @@ int explain_method(void *user_data, const json_t *parameters, json_t **ret, cons
 	if (result < 0)
 		return result;
 	result = read_datagram(&e, given[PACKET], given[CID], ret, ret_error);
+	if (result < 0)
+		return result;
+	e.server_name = given[SERVER_NAME];
+	if (given[PROTOCOLS])
+		result = read_protocols(&e, given[PROTOCOLS], ret, ret_error);
 	if (result < 0)
 		return result;
 	if (given[FROM] && read_from(&e, given[FROM]) < 0)

@@ -24,6 +24,7 @@
 void explanation_done(struct explanation *e)
 {
 	free(e->datagram);
+	free(e->protocols);
 	free(e->reason);
 }
 
@@ -201,11 +202,20 @@ static bool explain_own_id(struct explanation *e, char **ret_why)
 			server_id, NULL) < 0 ||
 		server_id[2] || server_id[3])
 		return false;
+	e->rotation = rotation;
 	host = (uint32_t)server_id[0] << 8 | server_id[1];
 	slot = (uint32_t)server_id[4] << 8 | server_id[5];
 	if (host << 16 != state->server) {
 		if (asprintf(ret_why, "its connection ID names slot %u of host %u, and this is %u",
 			    slot, host, state->server >> 16) < 0)
+			*ret_why = NULL;
+		return false;
+	}
+	if (!explain_may_name(e, rotation, slot)) {
+		if (asprintf(ret_why,
+			    "its connection ID names slot %u, which is another service's than the "
+			    "key",
+			    slot) < 0)
 			*ret_why = NULL;
 		return false;
 	}
@@ -314,32 +324,68 @@ static void explain_opaque(struct explanation *e)
 		e, address, strdup("nothing is known of this address and connection ID"));
 }
 
+static bool reads(const struct explanation *e, enum cid_mode mode)
+{
+	return explain_modes(e) & 1u << mode;
+}
+
+static bool explain_id(struct explanation *e, char **ret_why)
+{
+	if ((reads(e, CID_QUIC_LB) || reads(e, CID_QUIC_LB_PLAIN)) && explain_own_id(e, ret_why))
+		return true;
+	return (reads(e, CID_NGINX) && explain_cookie(e)) ||
+	       (reads(e, CID_REGISTERED) && explain_registered_id(e));
+}
+
+/* As far as the program knows it. */
+static uint8_t short_length(const struct explanation *e)
+{
+	if (e->listener->share)
+		return reads(e, CID_NGINX) || reads(e, CID_REGISTERED) ? 0 : QUIC_CID_LENGTH;
+	return quic_short_dcid_length(e->listener->config->cid_mode);
+}
+
+static void explain_unknown(struct explanation *e, char *why)
+{
+	uint32_t slot = begins_connection(e) ? flow_slot(e, e->hash) : INDEX_NONE;
+	char *share = NULL;
+
+	if (slot != INDEX_NONE) {
+		free(why);
+		conclude(e, "flow", slot, "the handshake with this connection ID is at slot %u",
+			slot);
+		return;
+	}
+	if (e->listener->share && !begins_connection(e))
+		explain_stray_service(e, e->rotation);
+	else if (e->listener->share && !explain_new_service(e, &share)) {
+		conclude(e, "classifier", INDEX_NONE, "%s", share ? share : "");
+		free(share);
+		free(why);
+		return;
+	}
+	if (share) {
+		free(why);
+		why = share;
+	}
+	conclude_by_listener_map(e, e->hash, why);
+}
+
 void explain_packet(struct explanation *e)
 {
-	enum cid_mode mode = e->listener->config->cid_mode;
 	char *why = NULL;
-	uint32_t slot;
 
-	e->packet = quic_read_packet(e->datagram, e->length, quic_short_dcid_length(mode));
+	e->rotation = UINT32_MAX;
+	e->packet = quic_read_packet(e->datagram, e->length, short_length(e));
 	if (e->packet.header.kind == QUIC_INVALID) {
 		conclude(e, "invalid", INDEX_NONE,
 			"it ends before its destination connection ID does: dropped in silence");
 		return;
 	}
 	e->hash = hash_dcid(e);
-	if (((mode == CID_QUIC_LB || mode == CID_QUIC_LB_PLAIN) && explain_own_id(e, &why)) ||
-		(mode == CID_REGISTERED && explain_registered_id(e)) ||
-		(mode == CID_NGINX && explain_cookie(e)))
-		return;
-	if (mode == CID_OPAQUE) {
+	if (reads(e, CID_OPAQUE))
 		explain_opaque(e);
-		return;
-	}
-	slot = begins_connection(e) ? flow_slot(e, e->hash) : INDEX_NONE;
-	if (slot == INDEX_NONE) {
-		conclude_by_listener_map(e, e->hash, why);
-		return;
-	}
-	free(why);
-	conclude(e, "flow", slot, "the handshake with this connection ID is at slot %u", slot);
+	else if (!explain_id(e, &why))
+		explain_unknown(e, why);
+	explain_settle_service(e);
 }

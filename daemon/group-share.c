@@ -39,8 +39,10 @@ int group_share_new(struct group_share **ret, struct group *group)
 	share->page = group_map_memory(object, ".data.page", sizeof(*share->page));
 	share->cid_cache =
 		group_map_memory(object, "cid_cache", share->n_cached * sizeof(*share->cid_cache));
-	if (!share->maps || !share->slot_service || !share->state || !share->page ||
-		!share->cid_cache) {
+	share->choices = group_map_memory(
+		object, "choice_map", share->n_choice_sets * sizeof(*share->choices));
+	if (!share->maps || !share->choices || !share->slot_service || !share->state ||
+		!share->page || !share->cid_cache) {
 		int error = -errno;
 
 		group_share_free(share);
@@ -76,6 +78,8 @@ struct group_share *group_share_free(struct group_share *share)
 		munmap(share->state, sizeof(*share->state));
 	if (share->page)
 		munmap(share->page, sizeof(*share->page));
+	if (share->choices)
+		munmap(share->choices, share->n_choice_sets * sizeof(*share->choices));
 	if (share->cid_cache)
 		munmap(share->cid_cache, share->n_cached * sizeof(*share->cid_cache));
 	free(share);

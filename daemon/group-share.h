@@ -23,6 +23,7 @@ struct group_share {
 	struct share_page *page;
 	uint64_t *cid_cache;
 	size_t n_cached;
+	struct flow_set *choices;
 	size_t n_choice_sets;
 	int page_map, choice_map;
 };

@@ -13,6 +13,7 @@
 #include "daemon/explain.h"
 #include "daemon/group.h"
 #include "daemon/manager.h"
+#include "daemon/share.h"
 #include "daemon/monitor.h"
 #include "daemon/privileges.h"
 #include "daemon/sockdiag.h"
@@ -39,8 +40,8 @@ static int method_status(
 
 	if (name && !manager_find_service(manager, name))
 		return no_service(name, ret, ret_error);
-	*ret = json_pack("{s:o, s:o}", "daemon", status_daemon(manager), "services",
-		status_services(manager, name));
+	*ret = json_pack("{s:o, s:o, s:o}", "daemon", status_daemon(manager), "services",
+		status_services(manager, name), "shares", shares_status(manager));
 	return *ret ? 0 : -ENOMEM;
 }
 

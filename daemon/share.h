@@ -52,6 +52,9 @@ struct share *share_find(const struct manager *manager, uint32_t number);
 /* Which slots are somebody's, with all listeners of the share: as group_reconcile() wants them. */
 void share_collect(const struct share *share, bool *open, bool *held);
 
+/* share-status.c: for Status. */
+json_t *shares_status(const struct manager *manager);
+
 /* What an earlier process had; before its services. */
 json_t *shares_to_json(const struct manager *manager);
 int shares_resume(struct manager *manager, const json_t *json, char **ret_error);

@@ -93,6 +93,8 @@ static json_t *listener_status(struct listener *listener, const struct sockdiag_
 	set_string(json, "transport", transport_name(config->transport));
 	set_string(json, "address", config->address_text);
 	set_string(json, "connection_id", cid_mode_name(config->cid_mode));
+	json_object_set_new(
+		json, "share", config->share ? json_string(config->share) : json_null());
 	set_verdicts(json, verdicts);
 	set_int(json, "expired", group->expired);
 	set_int(json, "active", map->tables[map->current & 1].n_active);

@@ -98,10 +98,12 @@ static const struct ctl_command commands[] = {
 			"installed now; workers notice nothing",
 		.run = ctl_run_reexec},
 	{.name = "explain",
-		.arguments = "--packet HEX | --cid HEX",
-		.help = "Where a QUIC packet would go now, and why",
+		.arguments = "--packet HEX | --cid HEX | --initial HEX...",
+		.help = "Where a QUIC packet would go now, and why; the first\n"
+			"ones of a client (--initial): by what it asks for",
 		.options = CTL_OPTION(OPTION_PACKET) | CTL_OPTION(OPTION_CID) |
-			   CTL_OPTION(OPTION_FROM) | CTL_OPTION(OPTION_LISTENER),
+			   CTL_OPTION(OPTION_INITIAL) | CTL_OPTION(OPTION_FROM) |
+			   CTL_OPTION(OPTION_LISTENER),
 		.run = ctl_run_explain},
 	{.name = "explain",
 		.arguments = "--offline --packet HEX [--cid-length N]",

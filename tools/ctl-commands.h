@@ -23,5 +23,6 @@ const struct ctl_command *ctl_find_command(const char *name, const struct ctl_va
 
 void ctl_print_help(void);
 
-/* Of one command, with the options that mean something to it; CTL_USAGE: there is no such command. */
+/* Of one command, with the options that mean something to it; CTL_USAGE: there is no such command.
+ */
 int ctl_print_command_help(const char *name);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "tools/ctl-field.h"
+#include "tools/offline.h"
 
 /* "" when there is no text. */
 static const char *text_of(const json_t *reply, const char *key)
@@ -58,16 +59,56 @@ int ctl_print_explanation(const json_t *reply)
 	return CTL_OK;
 }
 
+/* What the client asks for, a line; or what is missing of it. */
+static void print_client_hello(const json_t *hello)
+{
+	const json_t *name = json_object_get(hello, "sni"), *protocol;
+	const char *missing = text_of(hello, "missing"), *reason = text_of(hello, "reason");
+	size_t i;
+
+	if (!json_is_true(json_object_get(hello, "complete"))) {
+		printf("not complete: %s\n", *missing ? missing : reason);
+		return;
+	}
+	printf("asks for %s", json_is_string(name) ? text_of(hello, "sni") : "no name");
+	json_array_foreach(json_object_get(hello, "alpn"), i, protocol)
+		printf("%s%s", i ? ", " : " with ", json_string_value(protocol));
+	printf("\n");
+}
+
+/* Initials are read here: the daemon has nothing to do with what is inside of packets. */
+static void add_client_hello(const struct ctl *ctl, json_t *parameters, const json_t *hello)
+{
+	json_t *protocols = json_object_get(hello, "alpn"), *protocol;
+	char text[16384] = "";
+	size_t n = 0, i;
+
+	json_object_set_new(parameters, "packet", json_string(ctl->values.initials[0]));
+	if (!json_is_true(json_object_get(hello, "complete")))
+		return;
+	json_object_set(parameters, "server_name", json_object_get(hello, "sni"));
+	json_array_foreach(protocols, i, protocol)
+	{
+		if (n + json_string_length(protocol) + 2 > sizeof(text))
+			break;
+		n += (size_t)snprintf(text + n, sizeof(text) - n, "%s%s", n ? " " : "",
+			json_string_value(protocol));
+	}
+	json_object_set_new(parameters, "protocols", json_string(text));
+}
+
 /* The parameters of the call; NULL after a message. */
-static json_t *make_parameters(const struct ctl *ctl)
+static json_t *make_parameters(const struct ctl *ctl, const json_t *hello)
 {
 	const char *packet = ctl_get(ctl, OPTION_PACKET), *cid = ctl_get(ctl, OPTION_CID);
 	const char *from = ctl_get(ctl, OPTION_FROM), *listener = ctl_get(ctl, OPTION_LISTENER);
 	const char *slash = listener ? strchr(listener, '/') : NULL;
 	json_t *parameters;
 
-	if (!packet == !cid)
-		return ctl_usage("explain needs one of --packet HEX and --cid HEX", NULL), NULL;
+	if (!packet + !cid + !hello != 2)
+		return ctl_usage("explain needs one of --packet HEX, --cid HEX and --initial HEX",
+			       NULL),
+		       NULL;
 	if (listener && (!slash || slash == listener || !slash[1]))
 		return ctl_usage("--listener is SERVICE/LISTENER, not", listener), NULL;
 	parameters = json_object();
@@ -80,14 +121,16 @@ static json_t *make_parameters(const struct ctl *ctl)
 		json_object_set_new(parameters, "packet", json_string(packet));
 	if (cid)
 		json_object_set_new(parameters, "cid", json_string(cid));
+	if (hello)
+		add_client_hello(ctl, parameters, hello);
 	if (from)
 		json_object_set_new(parameters, "from", json_string(from));
 	return parameters;
 }
 
-int ctl_run_explain(const struct ctl *ctl, int argc, char **argv)
+static int explain(const struct ctl *ctl, const json_t *hello)
 {
-	json_t *parameters = make_parameters(ctl), *reply;
+	json_t *parameters = make_parameters(ctl, hello), *reply;
 	int result;
 
 	if (!parameters)
@@ -95,10 +138,28 @@ int ctl_run_explain(const struct ctl *ctl, int argc, char **argv)
 	result = ctl_call(ctl->socket, "Explain", parameters, "explain this packet", &reply);
 	if (result != CTL_OK)
 		return result;
-	if (ctl->json != CTL_JSON_OFF)
+	if (ctl->json != CTL_JSON_OFF) {
 		ctl_print_json(ctl, reply);
-	else
+	} else {
+		if (hello)
+			print_client_hello(hello);
 		result = ctl_print_explanation(reply);
+	}
 	json_decref(reply);
+	return result;
+}
+
+int ctl_run_explain(const struct ctl *ctl, int argc, char **argv)
+{
+	json_t *hello = NULL;
+	int result;
+
+	if (ctl->values.n_initials) {
+		result = offline_read_initials(&ctl->values, &hello);
+		if (result != CTL_OK)
+			return result;
+	}
+	result = explain(ctl, hello);
+	json_decref(hello);
 	return result;
 }

@@ -285,34 +285,45 @@ static void free_crypto(struct initial_crypto **crypto)
 	initial_crypto_free(*crypto);
 }
 
-static int explain_initial(const struct arguments *arguments)
+int offline_read_initials(const struct ctl_values *values, json_t **ret)
 {
-	static const int others[] = {OPTION_CID_LENGTH, OPTION_CONFIG_ROTATION,
-		OPTION_SERVER_ID_LENGTH, OPTION_NONCE_LENGTH, OPTION_KEY};
+	struct arguments arguments = {.verb = "explain", .values = values};
 	_cleanup_(free_crypto) struct initial_crypto *crypto = NULL;
 	_cleanup_free_ struct flow *flow = malloc(sizeof(*flow));
 	int r;
 
-	for (size_t i = 0; i < ARRAY_SIZE(others); i++)
-		if (refuse(arguments, others[i], OPTION_INITIAL) < 0)
-			return EXIT_USAGE;
 	if (!flow)
-		return print_answer(NULL);
+		return EXIT_FAILURE;
 	r = initial_crypto_new(&crypto);
 	if (r < 0) {
 		fprintf(stderr, "reuseportctl explain: cannot use libcrypto: %s\n", strerror(-r));
 		return EXIT_FAILURE;
 	}
 	flow_init(flow);
-	for (unsigned i = 0; i < arguments->values->n_initials; i++) {
+	for (unsigned i = 0; i < values->n_initials; i++) {
 		_cleanup_(free_octets) struct octets datagram = {};
 
-		if (read_hex_text(arguments, OPTION_INITIAL, arguments->values->initials[i], 0,
-			    DATAGRAM_MAX, &datagram) < 0)
+		if (read_hex_text(&arguments, OPTION_INITIAL, values->initials[i], 0, DATAGRAM_MAX,
+			    &datagram) < 0)
 			return EXIT_USAGE;
 		flow_feed(flow, crypto, datagram.data, datagram.length);
 	}
-	return print_answer(offline_initial_answer(flow));
+	*ret = offline_initial_answer(flow);
+	return *ret ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+static int explain_initial(const struct arguments *arguments)
+{
+	static const int others[] = {OPTION_CID_LENGTH, OPTION_CONFIG_ROTATION,
+		OPTION_SERVER_ID_LENGTH, OPTION_NONCE_LENGTH, OPTION_KEY};
+	json_t *answer = NULL;
+	int r;
+
+	for (size_t i = 0; i < ARRAY_SIZE(others); i++)
+		if (refuse(arguments, others[i], OPTION_INITIAL) < 0)
+			return EXIT_USAGE;
+	r = offline_read_initials(arguments->values, &answer);
+	return r == EXIT_SUCCESS ? print_answer(answer) : r;
 }
 
 int offline_explain(const struct ctl_values *values)

@@ -5,6 +5,8 @@
  */
 #pragma once
 
+#include <jansson.h>
+
 #include "tools/ctl-options.h"
 
 /* What is given with explain --offline, and with make-cid. */
@@ -27,4 +29,6 @@
  * make-cid --config-rotation N --server-id HEX --nonce HEX [--key HEX] [--no-length]
  */
 int offline_explain(const struct ctl_values *values);
+/* What the datagrams of --initial say, as explain --offline prints it; the caller's. */
+int offline_read_initials(const struct ctl_values *values, json_t **ret);
 int offline_make_cid(const struct ctl_values *values);

@@ -7,7 +7,9 @@
 #include "daemon/config-file.c"
 #include "daemon/config-keys.c"
 #include "daemon/config-listen.c"
+#include "daemon/config-share.c"
 #include "daemon/config-value.c"
+#include "daemon/share-compile.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -64,6 +64,11 @@ class SharePlane:
     def counters(self, service):
         return self.daemon.status(service)["listeners"][0]
 
+    def share(self):
+        shares = self.daemon.status()["shares"]
+        assert len(shares) == 1
+        return shares[0]
+
     def all_counters(self):
         return {s["name"]: s["listeners"][0] for s in self.daemon.status()["services"]
                 if s["listeners"]}

@@ -3,11 +3,14 @@
 Several services on one QUIC port, without a classifier: connection IDs keep them apart, and what
 nobody knows is the default service's.
 """
+import json
 import os
 import socket
 
 import pytest
 
+import harness
+import quic_initials
 import quic_packets as quic
 from share_plane import SharePlane, maker, new_connections, section, short
 from worker_protocol import Refused
@@ -221,3 +224,63 @@ def test_the_seventh_service_is_a_mistake(configuration, start_daemon, share):
     p.configuration.service("t", section("MatchServerName=t.example"))
     error = p.daemon.ctl("reload", check=False)
     assert "the share edge has 6 listeners already" in error.stderr
+
+
+def test_status_has_the_share_and_what_is_no_services(share):
+    p = share()
+    p.worker("api")
+    status = p.share()
+    assert (status["name"], status["services"], status["default"]) == \
+        ("edge", ["api", "shop"], "api")
+    assert p.counters("shop")["share"] == "edge"
+    p.exchange(new_connections(7))
+    p.client.send(b"\x40")
+    p.client.send(b"")
+    harness.poll_until(lambda: p.share()["invalid"] == 2, "both are counted")
+    # No classifier is there: each is the default service's as well.
+    status = p.share()
+    assert (status["to_classifier"], status["unread"]) == (0, 7)
+    assert status["classifier"]["pid"] is None
+    assert set(status["classifier"].values()) <= {None, 0, True}
+    assert p.counters("api")["packets"] == 7
+
+
+def explained(p, *arguments):
+    return json.loads(p.daemon.ctl("--json=short", "explain", *arguments).stdout)
+
+
+def test_explain_says_whose_a_packet_is(share):
+    p = share({"shop": SHOP, "api": API, "old": "MatchServerName=old.example\nMatchALPN=hq"})
+    shop, api = p.worker("shop"), p.worker("api")
+    cid = maker(shop).make()
+    answer = explained(p, "--cid", cid.hex())
+    assert (answer["service"], answer["step"], answer["slot"]) == \
+        ("shop", "connection-id", shop.slot)
+    forged = maker(shop).make(slot=api.slot)
+    answer = explained(p, "--cid", forged.hex(), "--listener", "api/h3")
+    assert (answer["service"], answer["step"], answer["slot"]) == ("shop", "stray", shop.slot)
+    assert f"slot {api.slot}, which is another service's than the key" in answer["reason"]
+    # A stranger's, and a beginning that nobody can read: the default.
+    answer = explained(p, "--packet", quic.initial(os.urandom(8)).hex())
+    assert (answer["service"], answer["step"], answer["slot"]) == ("api", "listener", api.slot)
+    assert "there is no classifier now" in answer["reason"]
+
+
+@pytest.mark.parametrize("name, protocols, service, reason", [
+    ("shop.example", ["h3"], "shop", "asks for shop.example, and shop has shop.example"),
+    ("EU.Shop.example", ["h3"], "shop", "asks for eu.shop.example, and shop has *.shop.example"),
+    ("old.example", ["h3", "hq"], "old", "asks for old.example, and old has old.example with hq"),
+    ("old.example", ["h3"], "api", "no rule is for old.example and the client's protocols"),
+    (None, ["h3"], "api", "the client names no server"),
+])
+def test_explain_reads_what_a_client_asks_for(share, name, protocols, service, reason):
+    p = share({"shop": SHOP, "api": API, "old": "MatchServerName=old.example\nMatchALPN=hq"})
+    for each in ("shop", "api", "old"):
+        p.worker(each)
+    datagrams = quic_initials.first_flight(name, datagrams=2, protocols=protocols)
+    arguments = [word for octets in datagrams for word in ("--initial", octets.hex())]
+    answer = explained(p, *arguments)
+    assert (answer["service"], answer["step"]) == (service, "listener")
+    assert reason.lower() in answer["reason"].lower()
+    text = p.daemon.ctl("explain", *arguments).stdout
+    assert text.startswith(f"asks for {name or 'no name'} with {', '.join(protocols)}\n")
