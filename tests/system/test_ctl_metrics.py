@@ -6,6 +6,7 @@ the same in code, documentation and dashboard.
 import json
 import os
 import re
+import shutil
 import stat
 
 import pytest
@@ -119,6 +120,16 @@ def test_every_family_is_announced_and_keeps_together(daemon):
                 name = re.match(r"\w+", line).group()
                 assert name in (family, family + "_total", family + "_info"), line
         assert len(seen) > 25
+
+
+def test_promtool_has_nothing_to_say(daemon, tmp_path):
+    if not shutil.which("promtool"):
+        pytest.skip("needs promtool (Debian: prometheus)")
+    checked = harness.run("promtool", "check", "metrics", input=daemon.ctl("metrics").stdout)
+    assert checked.stdout + checked.stderr == ""
+    rules = tmp_path / "rules.yml"
+    rules.write_text(DOCUMENTATION.read_text().split("```yaml")[1].split("```")[0])
+    assert "SUCCESS: 7 rules found" in harness.run("promtool", "check", "rules", rules).stdout
 
 
 def test_names_follow_the_conventions(daemon):
