@@ -86,9 +86,19 @@ static void add_fill(struct ctl_table *table, const json_t *listener)
 		fill >= CTL_MAP_FULL ? RED : NULL);
 }
 
-static void print_listeners(const json_t *listeners, bool legend, bool colour)
+/* What waits, comes and begins is always there. */
+static void add_counter_column(struct ctl_table *table, const struct counter *counter)
 {
-	struct ctl_table table = {.indent = 2, .legend = legend, .colour = colour};
+	if (counter - counters < 3)
+		ctl_add_column(table, counter->title, true);
+	else
+		ctl_add_optional_column(table, counter->title);
+}
+
+static void print_listeners(const struct ctl *ctl, const json_t *listeners)
+{
+	struct ctl_table table = {
+		.indent = 2, .room = ctl->columns, .legend = ctl->legend, .colour = ctl->colour};
 	unsigned transports, found;
 	const json_t *listener;
 	bool fill;
@@ -104,7 +114,7 @@ static void print_listeners(const json_t *listeners, bool legend, bool colour)
 		ctl_add_column(&table, "FILL", true);
 	for (size_t k = 0; k < ARRAY_SIZE(counters); k++)
 		if (found & 1U << k)
-			ctl_add_column(&table, counters[k].title, true);
+			add_counter_column(&table, &counters[k]);
 	json_array_foreach(listeners, i, listener)
 	{
 		unsigned transport = transport_of(listener);
@@ -210,10 +220,10 @@ void ctl_add_worker(struct ctl_table *table, const struct ctl_worker_columns *co
 			NULL);
 }
 
-static void print_workers(const json_t *service, bool legend, bool colour)
+static void print_workers(const struct ctl *ctl, const json_t *service)
 {
 	const json_t *workers = json_object_get(service, "workers"), *worker;
-	struct ctl_table table = {.indent = 2, .legend = legend, .colour = colour};
+	struct ctl_table table = {.indent = 2, .legend = ctl->legend, .colour = ctl->colour};
 	struct ctl_worker_columns columns = {0};
 	int64_t now = ctl_now_usec();
 	size_t i;
@@ -270,8 +280,9 @@ const char *ctl_service_colour(const json_t *service)
 	return GREEN;
 }
 
-static void print_service(const json_t *service, bool legend, bool colour)
+static void print_service(const struct ctl *ctl, const json_t *service)
 {
+	bool colour = ctl->colour;
 	const json_t *listeners = json_object_get(service, "listeners");
 
 	printf("%s%s%s %s%s%s%s\n", colour ? ctl_service_colour(service) : "", ctl_dot(),
@@ -279,13 +290,13 @@ static void print_service(const json_t *service, bool legend, bool colour)
 		colour ? COLOUR_END : "",
 		ctl_is_true(service, "removed") ? " (left the configuration, its workers drain)"
 						: "");
-	print_listeners(listeners, legend, colour);
+	print_listeners(ctl, listeners);
 	print_strangers(listeners, colour);
 	if (ctl_count_workers(service, NULL)) {
-		if (legend)
+		if (ctl->legend)
 			putchar('\n');
-		print_workers(service, legend, colour);
-	} else if (legend) {
+		print_workers(ctl, service);
+	} else if (ctl->legend) {
 		puts("  no worker has registered");
 	}
 }
@@ -301,24 +312,23 @@ void ctl_print_daemon(const json_t *daemon)
 	putchar('\n');
 }
 
-int ctl_print_status(const json_t *status, bool legend, bool colour)
+void ctl_print_status(const struct ctl *ctl, const json_t *status)
 {
 	const json_t *services = json_object_get(status, "services");
 	const json_t *daemon = json_object_get(status, "daemon");
 	const json_t *service;
 	size_t i;
 
-	if (legend && daemon)
+	if (ctl->legend && daemon)
 		ctl_print_daemon(daemon);
 	json_array_foreach(services, i, service)
 	{
-		if (legend)
+		if (ctl->legend)
 			putchar('\n');
-		print_service(service, legend, colour);
+		print_service(ctl, service);
 	}
-	if (legend && !json_array_size(services))
+	if (ctl->legend && !json_array_size(services))
 		puts("no service is configured (reuseportd.conf(5))");
-	return CTL_OK;
 }
 
 int ctl_run_status(const struct ctl *ctl, int argc, char **argv)
@@ -329,7 +339,7 @@ int ctl_run_status(const struct ctl *ctl, int argc, char **argv)
 	if (result != CTL_OK)
 		return result;
 	if (ctl->json == CTL_JSON_OFF)
-		result = ctl_print_status(reply, ctl->legend, ctl->colour);
+		ctl_print_status(ctl, reply);
 	else
 		ctl_print_json(ctl, reply);
 	json_decref(reply);

@@ -16,8 +16,8 @@
 #define CTL_MAP_FULL 0.9
 #define CTL_QUEUE_FULL 0.9
 
-/* The reply to Status as tables on stdout. legend: with headings and the line on the daemon. */
-int ctl_print_status(const json_t *status, bool legend, bool colour);
+/* The reply to Status as tables on stdout. */
+void ctl_print_status(const struct ctl *ctl, const json_t *status);
 
 /* The line on the daemon. */
 void ctl_print_daemon(const json_t *daemon);

@@ -13,7 +13,15 @@
 void ctl_add_column(struct ctl_table *table, const char *title, bool right)
 {
 	if (table->n_columns < CTL_COLUMNS_MAX)
-		table->columns[table->n_columns++] = (struct ctl_column){title, right};
+		table->columns[table->n_columns++] =
+			(struct ctl_column){.title = title, .right = right};
+}
+
+void ctl_add_optional_column(struct ctl_table *table, const char *title)
+{
+	if (table->n_columns < CTL_COLUMNS_MAX)
+		table->columns[table->n_columns++] =
+			(struct ctl_column){.title = title, .right = true, .optional = true};
 }
 
 /* What others named must not steer the terminal: a "?" for each control, C1 has two octets. */
@@ -90,21 +98,68 @@ static void print_cell(const struct ctl_table *table, size_t column, const char 
 		putchar('\n');
 }
 
-void ctl_print_table(struct ctl_table *table)
+/* Whether a column has nothing but "0" and "-". */
+static bool is_empty(const struct ctl_table *table, size_t column)
 {
-	size_t n_rows = table->n_cells / table->n_columns, widths[CTL_COLUMNS_MAX] = {0};
+	for (size_t i = column; i < table->n_cells; i += table->n_columns) {
+		const char *text = cell_text(&table->cells[i]);
 
+		if (strcmp(text, "0") != 0 && strcmp(text, "-") != 0)
+			return false;
+	}
+	return true;
+}
+
+static void measure(const struct ctl_table *table, size_t *widths)
+{
 	for (size_t i = 0; i < table->n_columns; i++)
-		if (table->legend)
-			widths[i] = strlen(table->columns[i].title);
-	for (size_t i = 0; i < n_rows * table->n_columns; i++) {
+		widths[i] = table->legend ? strlen(table->columns[i].title) : 0;
+	for (size_t i = 0; i < table->n_cells; i++) {
 		size_t *width = &widths[i % table->n_columns];
 
 		*width = MAX(*width, ctl_width(cell_text(&table->cells[i])));
 	}
+}
+
+static void leave_out(struct ctl_table *table, size_t column)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < table->n_cells; i++)
+		if (i % table->n_columns == column)
+			free(table->cells[i].text);
+		else
+			table->cells[n++] = table->cells[i];
+	table->n_cells = n;
+	memmove(&table->columns[column], &table->columns[column + 1],
+		(table->n_columns - column - 1) * sizeof(*table->columns));
+	table->n_columns--;
+}
+
+/* Leaves columns out, the last ones first, until the rest fits or has something to say. */
+static void fit(struct ctl_table *table, size_t *widths)
+{
+	size_t sum = (size_t)table->indent;
+
+	measure(table, widths);
+	for (size_t i = 0; i < table->n_columns; i++)
+		sum += widths[i] + (i ? 2 : 0);
+	for (size_t i = table->n_columns; i-- > 0 && table->room && sum > (size_t)table->room;)
+		if (table->columns[i].optional && is_empty(table, i)) {
+			sum -= widths[i] + 2;
+			leave_out(table, i);
+		}
+	measure(table, widths);
+}
+
+void ctl_print_table(struct ctl_table *table)
+{
+	size_t widths[CTL_COLUMNS_MAX] = {0};
+
+	fit(table, widths);
 	for (size_t i = 0; table->legend && i < table->n_columns; i++)
 		print_cell(table, i, table->columns[i].title, widths[i], GREY);
-	for (size_t i = 0; i < n_rows * table->n_columns; i++) {
+	for (size_t i = 0; i < table->n_cells; i++) {
 		size_t column = i % table->n_columns;
 
 		print_cell(table, column, cell_text(&table->cells[i]), widths[column],

@@ -22,7 +22,8 @@
 
 struct ctl_column {
 	const char *title;
-	bool right; /* numbers */
+	bool right;    /* numbers */
+	bool optional; /* left out for want of room when it has nothing but zeros */
 };
 
 struct ctl_cell {
@@ -37,11 +38,13 @@ struct ctl_table {
 	struct ctl_cell *cells;
 	size_t n_cells;
 	int indent;
+	int room;    /* columns of the terminal; 0: as many as it takes */
 	bool legend; /* with headings */
 	bool colour;
 };
 
 void ctl_add_column(struct ctl_table *table, const char *title, bool right);
+void ctl_add_optional_column(struct ctl_table *table, const char *title);
 
 /* The next cell, row by row. Steals the text; NULL is "-". Controls in it become "?". */
 void ctl_add_cell(struct ctl_table *table, char *text, const char *colour);

@@ -38,6 +38,7 @@ struct ctl {
 	enum ctl_json_mode json;
 	bool legend; /* headings, and the line that counts */
 	bool colour;
+	int columns; /* of the terminal; 0: stdout is none */
 };
 
 /* The value of an option, "" for one that takes none, NULL when it was not given. */

@@ -59,7 +59,7 @@ static int run(struct ctl *ctl, const char *name, int argc, char **argv)
 
 static int start(struct ctl *ctl, int argc, char **argv)
 {
-	int first;
+	int first, rows;
 
 	if (ctl_read_options(argc, argv, &ctl->values, &first) < 0)
 		return CTL_USAGE;
@@ -77,6 +77,8 @@ static int start(struct ctl *ctl, int argc, char **argv)
 		ctl->socket = ctl_get(ctl, OPTION_SOCKET);
 	ctl->legend = !ctl_get(ctl, OPTION_NO_LEGEND);
 	ctl->colour = ctl_colour_wanted();
+	if (isatty(STDOUT_FILENO))
+		ctl_terminal_size(STDOUT_FILENO, &ctl->columns, &rows);
 	if (read_json_mode(ctl) != CTL_OK)
 		return CTL_USAGE;
 	if (first == argc)

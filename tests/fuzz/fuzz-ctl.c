@@ -20,6 +20,7 @@ static void check(const char *text, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+	const struct ctl ctl = {.legend = true, .columns = 80};
 	json_t *reply = json_loadb((const char *)data, size, 0, NULL);
 	FILE *before = stdout;
 	char *text = NULL;
@@ -30,7 +31,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	}
 	stdout = open_memstream(&text, &length);
-	ctl_print_status(reply, true, false);
+	ctl_print_status(&ctl, reply);
 	ctl_print_explanation(reply);
 	fclose(stdout);
 	stdout = before;

