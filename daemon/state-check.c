@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "bpf/layout.h"
+#include "bpf/share_layout.h"
 #include "common/util.h"
 #include "daemon/keys.h"
 #include "proto/protocol.h"
@@ -31,15 +31,29 @@ static bool has_numbers(const json_t *json, const struct number *numbers)
 	return true;
 }
 
-static const char *check_group(const json_t *json)
+/* What a group has for its listener, or for each that shares it. */
+static const char *check_standby(const json_t *json)
 {
 	static const struct number numbers[] = {
-		{"sink", 0, UINT32_MAX},
 		{"standby", 0, UINT32_MAX},
 		{"standby_index", 0, UINT32_MAX},
 		{"left", 0, INT64_MAX},
 		{"expired", 0, INT64_MAX},
 		{"generation", 0, INT64_MAX},
+		{0},
+	};
+	json_int_t index = json_integer_value(json_object_get(json, "standby_index"));
+
+	if (!has_numbers(json, numbers) ||
+		(index > INDEX_STANDBY && index != (json_int_t)INDEX_NONE))
+		return "a group is incomplete";
+	return NULL;
+}
+
+static const char *check_group(const json_t *json)
+{
+	static const struct number numbers[] = {
+		{"sink", 0, UINT32_MAX},
 		{0},
 	};
 	static const struct number of_map[] = {
@@ -49,17 +63,60 @@ static const char *check_group(const json_t *json)
 	};
 	json_t *maps = json_object_get(json, "maps"), *map;
 	const char *name;
-	json_int_t index = json_integer_value(json_object_get(json, "standby_index"));
 
-	if (!has_numbers(json, numbers) || !json_is_object(maps) ||
-		(index > INDEX_STANDBY && index != (json_int_t)INDEX_NONE))
+	if (!has_numbers(json, numbers) || !json_is_object(maps))
 		return "a group is incomplete";
 	json_object_foreach(maps, name, map)
 	{
 		if (!has_numbers(map, of_map))
 			return "a map of a group is incomplete";
 	}
+	return check_standby(json);
+}
+
+/* Of a version that knew none, there is nothing. */
+static const char *check_shares(const json_t *json)
+{
+	static const struct number numbers[] = {
+		{"number", 0, UINT32_MAX},
+		{0},
+	};
+	const json_t *share;
+	size_t i;
+
+	if (json && !json_is_array(json))
+		return "its shares are no list";
+	json_array_foreach(json, i, share)
+	{
+		const json_t *leaving = json_object_get(share, "leaving"), *mode;
+		size_t k;
+
+		if (!has_numbers(share, numbers) ||
+			!json_is_object(json_object_get(share, "config")) ||
+			json_array_size(leaving) != SHARE_MAX)
+			return "a share is incomplete";
+		json_array_foreach(leaving, k, mode)
+		{
+			if (json_integer_value(mode) < 0 ||
+				json_integer_value(mode) > QUIC_MODE_OPAQUE)
+				return "a share is incomplete";
+		}
+		if (check_group(json_object_get(share, "group")))
+			return check_group(json_object_get(share, "group"));
+	}
 	return NULL;
+}
+
+/* A listener that is in one. */
+static const char *check_place(const json_t *json)
+{
+	static const struct number numbers[] = {
+		{"number", 0, UINT32_MAX},
+		{"place", 0, SHARE_MAX - 1},
+		{0},
+	};
+
+	return has_numbers(json, numbers) ? NULL : "a listener's place in a share is incomplete";
 }
 
 static const char *check_listeners(const json_t *json)
@@ -92,7 +149,13 @@ static const char *check_listeners(const json_t *json)
 		if (seen & bit)
 			return "two listeners of a service have one index";
 		seen |= bit;
-		wrong = check_group(json_object_get(listener, "group"));
+		if (json_is_object(json_object_get(listener, "share"))) {
+			wrong = check_place(json_object_get(listener, "share"));
+			if (!wrong)
+				wrong = check_standby(json_object_get(listener, "group"));
+		} else {
+			wrong = check_group(json_object_get(listener, "group"));
+		}
 		if (wrong)
 			return wrong;
 	}
@@ -250,12 +313,16 @@ const char *state_check(const json_t *json)
 	};
 	const json_t *services = json_object_get(json, "services"), *service;
 	bool slots[SLOT_COUNT] = {false};
+	const char *wrong_share;
 	size_t i;
 
 	if (!has_numbers(json, numbers) || !json_is_object(json_object_get(json, "config")))
 		return "it is incomplete";
 	if (!json_is_array(services))
 		return "it has no services";
+	wrong_share = check_shares(json_object_get(json, "shares"));
+	if (wrong_share)
+		return wrong_share;
 	json_array_foreach(services, i, service)
 	{
 		const char *wrong;
