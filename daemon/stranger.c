@@ -12,7 +12,9 @@
 #include "daemon/process.h"
 #include "daemon/sockdiag.h"
 
-#define AGAIN_USEC (2 * USEC_PER_SEC)
+/* A socket that is being closed, be it systemd or the keeper that still holds it, is gone by then.
+ */
+#define SETTLE_USEC (2 * USEC_PER_SEC)
 
 struct stranger {
 	uint64_t cookie;
@@ -20,7 +22,8 @@ struct stranger {
 	uid_t uid;
 	uint64_t cgroup;
 	struct process process;
-	unsigned looks; /* that it was there for */
+	uint64_t since_usec; /* when it was seen first, CLOCK_MONOTONIC */
+	bool told;           /* it stays, and the log knows */
 };
 
 struct strangers {
@@ -98,6 +101,7 @@ static size_t find_strangers(const struct listener *listener, const struct sockd
 				.inode = socket->inode,
 				.uid = socket->uid,
 				.cgroup = socket->cgroup,
+				.since_usec = now_monotonic(),
 			};
 	}
 	return n;
@@ -136,35 +140,42 @@ static void warn(const struct listener *listener, const struct stranger *strange
 		stranger->uid);
 }
 
-/* Keeps what is there now, and warns of what was there at the look before as well. */
+/* Keeps what is there now, and tells of what stays. */
 static void look(struct listener *listener, const struct sockdiag_list *list)
 {
 	struct strangers *strangers = listener->strangers;
 	struct stranger found[STRANGERS_MAX];
 	size_t n = find_strangers(listener, list, found);
+	uint64_t now = now_monotonic();
 	bool fresh = false;
 
+	listener->looked_usec = now;
 	if (!n) {
 		listener->strangers = strangers_free(strangers);
 		return;
 	}
-	for (size_t i = 0; i < n; i++)
-		fresh |= ++found[i].looks == 2;
-	if (fresh)
-		identify(found, n);
-	/* Of one that is new, it is soon known whether it stays. */
-	for (size_t i = 0; i < n; i++)
-		if (found[i].looks == 1)
-			listener->looked_usec = now_monotonic() - STRANGERS_LOOK_USEC + AGAIN_USEC;
 	if (!strangers)
 		listener->strangers = strangers = malloc(sizeof(*strangers));
 	if (!strangers)
 		return;
+	for (size_t i = 0; i < n; i++) {
+		if (found[i].told)
+			continue;
+		if (now >= found[i].since_usec + SETTLE_USEC)
+			fresh = true;
+		else /* it is soon known whether it stays */
+			listener->looked_usec = now - STRANGERS_LOOK_USEC + SETTLE_USEC;
+	}
+	if (fresh)
+		identify(found, n);
+	for (size_t i = 0; i < n; i++) {
+		if (found[i].told || now < found[i].since_usec + SETTLE_USEC)
+			continue;
+		found[i].told = true;
+		warn(listener, &found[i]);
+	}
 	memcpy(strangers->of, found, n * sizeof(*found));
 	strangers->n = n;
-	for (size_t i = 0; i < n; i++)
-		if (found[i].looks == 2)
-			warn(listener, &found[i]);
 }
 
 void strangers_tick(struct manager *manager)
@@ -194,24 +205,21 @@ static json_t *text_or_null(const char *text)
 
 json_t *strangers_status(struct listener *listener, const struct sockdiag_list *list)
 {
-	struct stranger found[STRANGERS_MAX];
-	size_t n = find_strangers(listener, list, found);
 	json_t *json = json_array();
-	bool fresh = false;
 
-	for (size_t i = 0; i < n; i++)
-		fresh |= found[i].looks < 2;
-	if (fresh)
-		identify(found, n);
-	for (size_t i = 0; i < n; i++) {
-		const struct process *process = &found[i].process;
+	look(listener, list);
+	for (size_t i = 0; listener->strangers && i < listener->strangers->n; i++) {
+		const struct stranger *stranger = &listener->strangers->of[i];
+		const struct process *process = &stranger->process;
 
+		if (!stranger->told)
+			continue;
 		json_array_append_new(json,
 			json_pack("{s:o, s:I, s:o, s:o, s:I}", "pid",
 				process->pid ? json_integer(process->pid) : json_null(), "uid",
-				(json_int_t)found[i].uid, "unit", text_or_null(process->unit),
+				(json_int_t)stranger->uid, "unit", text_or_null(process->unit),
 				"command", text_or_null(process->command), "inode",
-				(json_int_t)found[i].inode));
+				(json_int_t)stranger->inode));
 	}
 	return json;
 }
