@@ -105,9 +105,9 @@ static void on_executed(struct run *run)
 		run->ready_at_usec = now_usec() + run->ready_usec;
 }
 
-static void start_keeper(struct run *run)
+static void start_after(struct run *run)
 {
-	int result = keep_start(run);
+	int result = after_start(run);
 
 	if (result < 0)
 		run_complain("cannot start the process that keeps the server's bind() working when "
@@ -124,7 +124,7 @@ static void on_start_event(struct run *run)
 	if (run->adopt && run->adopt_fd < 0) {
 		error = adopt_take(run);
 		if (!error)
-			start_keeper(run);
+			start_after(run);
 		if (!error || error == -EAGAIN)
 			return;
 		close_fd(&run->start_fd);
@@ -302,7 +302,7 @@ int main(int argc, char **argv)
 		.notify_fd = -1,
 		.start_fd = -1,
 		.adopt_fd = -1,
-		.keep_fd = -1,
+		.after_fd = -1,
 		.server_pidfd = -1,
 	};
 	int result;
@@ -319,7 +319,7 @@ int main(int argc, char **argv)
 	close_fd(&run.notify_fd);
 	close_fd(&run.start_fd);
 	close_fd(&run.adopt_fd);
-	close_fd(&run.keep_fd);
+	close_fd(&run.after_fd);
 	close_fd(&run.server_pidfd);
 	return result;
 }

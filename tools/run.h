@@ -3,7 +3,7 @@
  * What the parts of reuseport-run share: the one server that it runs, from the command line to the
  * exit status. Each part knows one thing: run-options.c the command line, run-pass.c the ways in
  * which servers take sockets, run-adopt.c how the sockets of those that take none are had,
- * run-wait.c when these serve, run-keep.c what becomes of them after the launcher,
+ * run-wait.c when these serve, run-after.c what becomes of them after the launcher,
  * run-server.c the server's process, run-notify.c what the server says to its service manager, and
  * reuseport-run.c the order of it all.
  */
@@ -46,10 +46,10 @@ struct run {
 	char notify_name[64]; /* as in NOTIFY_SOCKET */
 	int start_fd;         /* our end of the pair at which the child waits */
 	int server_pidfd;
-	int adopt_fd; /* where the kernel asks about the server's bind() and listen() */
-	int keep_fd;  /* run-keep.c: its end is the launcher's */
-	uint64_t *
-		adopt_id; /* the last question that was read; shared with run-keep.c; may be NULL */
+	int adopt_fd;       /* where the kernel asks about the server's bind() and listen() */
+	int after_fd;       /* run-after.c: its end is the launcher's */
+	uint64_t *adopt_id; /* the last question that was read; shared with run-after.c; may be NULL
+			     */
 	uint64_t adopt_unanswered; /* SO_COOKIE of a socket whose bind() was not answered yet */
 	bool any_adopted;
 	struct awaited *awaited; /* run-wait.c: bound, but nobody was seen to wait there yet */
@@ -107,11 +107,11 @@ void adopt_became_active(struct run *run);
 /* A duplicate of a descriptor of the server's; a negative errno. */
 int adopt_fetch(pid_t thread, int fd);
 
-/* run-keep.c */
+/* run-after.c */
 
 /* Once there is run->adopt_fd: whoever has the filter may go on after the launcher. A negative
  * errno: it may not. */
-int keep_start(struct run *run);
+int after_start(struct run *run);
 
 /* run-wait.c */
 

@@ -23,7 +23,7 @@
 
 #include "tools/run.h"
 
-enum { LISTENER = 0, LAUNCHER = 1, N_KEPT }; /* descriptors of the keeper's */
+enum { LISTENER = 0, LAUNCHER = 1, N_KEPT }; /* descriptors of that process */
 
 /* The answer to a question that nobody has asked, or not yet been read, does nothing. */
 static void let_go_on(uint64_t id)
@@ -33,7 +33,7 @@ static void let_go_on(uint64_t id)
 	ioctl(LISTENER, SECCOMP_IOCTL_NOTIF_SEND, &response);
 }
 
-static void keep(const uint64_t *last_id)
+static void let_everything_pass(const uint64_t *last_id)
 {
 	struct pollfd fds = {.fd = LISTENER, .events = POLLIN};
 	char octet;
@@ -78,7 +78,7 @@ static int leave_descriptors(int listener, int launcher)
 	return syscall(SYS_close_range, N_KEPT, ~0U, 0) < 0 ? -errno : 0;
 }
 
-int keep_start(struct run *run)
+int after_start(struct run *run)
 {
 	uint64_t *last_id = mmap(
 		NULL, sizeof(*last_id), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -95,12 +95,12 @@ int keep_start(struct run *run)
 		return -errno;
 	if (pid == 0) {
 		/* Signals are blocked, as in the launcher. */
-		prctl(PR_SET_NAME, "reuseport-keep");
+		prctl(PR_SET_NAME, "reuseport-after");
 		if (leave_descriptors(run->adopt_fd, reader) == 0)
-			keep(last_id);
+			let_everything_pass(last_id);
 		_exit(0);
 	}
 	run->adopt_id = last_id;
-	run->keep_fd = take_fd(&writer);
+	run->after_fd = take_fd(&writer);
 	return 0;
 }
