@@ -394,7 +394,8 @@ static int on_bind(struct run *run, const struct seccomp_notif *request)
 	if (result == -EXDEV || result == -ENOENT) /* ENOENT: a reload has closed the listener */
 		return PASS;
 	if (result < 0) {
-		run_complain("%s", reuseport_error(run->context));
+		run_complain("bind() of process %u fails: %s", request->pid,
+			reuseport_error(run->context));
 		return errno_for_server(result);
 	}
 	run->any_adopted = true;
@@ -425,7 +426,8 @@ static int on_listen(struct run *run, const struct seccomp_notif *request)
 	if (result == -ENOENT || result == -EXDEV || (result < 0 && listens))
 		return PASS;
 	if (result < 0) {
-		run_complain("%s", reuseport_error(run->context));
+		run_complain("listen() of process %u fails: %s", request->pid,
+			reuseport_error(run->context));
 		return errno_for_server(result);
 	}
 	adopt_became_active(run);

@@ -4,6 +4,7 @@ Servers of our own under reuseport-run, for exact counts: Python programs that s
 a file what the test wants to know. Those that bind for themselves (--adopt) begin with PRELUDE.
 """
 import json
+import pathlib
 import textwrap
 
 import pytest
@@ -129,6 +130,14 @@ def adopt(daemon, launch):
     def start(name, code, *options, **more):
         return launch(Adopted, daemon, name, code, *options, **more)
     return start
+
+
+SYS_bind, SYS_poll = "49", "7"  # x86-64
+
+
+def system_call(pid):
+    """Number and arguments, as words, of the system call in which the process waits."""
+    return pathlib.Path(f"/proc/{pid}/syscall").read_text().split()
 
 
 def ask(name, port=PORT, count=20):

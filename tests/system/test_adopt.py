@@ -14,7 +14,8 @@ import statistics
 import pytest
 
 import harness
-from launched import ADDRESS, PORT, Adopted, adopt, ask, daemon, launch, states  # noqa: F401
+from launched import (ADDRESS, PORT, Adopted, SYS_bind, SYS_poll, adopt, ask, daemon,  # noqa: F401
+                      launch, states, system_call)
 
 
 def test_bind_of_the_services_address_is_adopted(daemon, adopt):
@@ -455,13 +456,6 @@ def test_killed_launcher_leaves_the_server_at_work(daemon, adopt):
         os.kill(pid, signal.SIGKILL)
     harness.poll_until(lambda: states(daemon) == [], "the slot is given back")
     harness.poll_until(lambda: not exists(successor), "nobody could ask any more")
-
-
-SYS_bind, SYS_poll = "49", "7"  # x86-64
-
-
-def system_call(pid):
-    return pathlib.Path(f"/proc/{pid}/syscall").read_text().split()
 
 
 def test_launcher_killed_while_it_answers(daemon, adopt):
