@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 
 #include "tools/ctl-field.h"
+#include "tools/ctl-share.h"
 #include "tools/ctl-status.h"
 #include "tools/ctl-worker.h"
 
@@ -111,6 +112,20 @@ static void check_service(struct findings *findings, const json_t *service)
 		check_worker(findings, service, each);
 }
 
+static void check_share(struct findings *findings, const json_t *share)
+{
+	const json_t *classifier = json_object_get(share, "classifier");
+
+	if (!ctl_has(classifier, "pid"))
+		find(findings, CHECK_WARNING,
+			"share %s: no classifier runs, new connections are not read",
+			ctl_plain(share, "name"));
+	else if (!ctl_is_true(classifier, "follows"))
+		find(findings, CHECK_WARNING,
+			"share %s: the classifier can't follow, some new connections are not read",
+			ctl_plain(share, "name"));
+}
+
 /* "2 services, 3 listeners, 5 of 6 workers active" */
 static char *summary(const json_t *services)
 {
@@ -169,6 +184,8 @@ static int check_daemon(const struct ctl *ctl, const char *service)
 	if (result == CTL_OK) {
 		services = json_object_get(status, "services");
 		json_array_foreach(services, i, each) check_service(&findings, each);
+		json_array_foreach(json_object_get(status, "shares"), i,
+			each) if (ctl_share_has(each, service)) check_share(&findings, each);
 		if (!json_array_size(services))
 			find(&findings, CHECK_WARNING, "no service is configured");
 		text = summary(services);

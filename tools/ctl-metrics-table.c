@@ -8,6 +8,7 @@
 
 #define UP(metric) .name = metric, .level = LEVEL_UP
 #define DAEMON(metric) .name = metric, .level = LEVEL_DAEMON
+#define SHARE(metric) .name = metric, .level = LEVEL_SHARE
 #define SERVICE(metric) .name = metric, .level = LEVEL_SERVICE
 #define LISTENER(metric) .name = metric, .level = LEVEL_LISTENER
 #define WORKER(metric) .name = metric, .level = LEVEL_WORKER
@@ -102,6 +103,36 @@ const struct ctl_metric ctl_metrics[] = {
 		.transport = "udp", .help = "Size of the receive buffer."},
 	{SOCKET("worker_drops"), COUNTER, FROM(NUMBER, "drops"),
 		.help = "Datagrams or connections that found the queue full."},
+
+	{SHARE("share"), .type = METRIC_INFO, FROM(INFO, "address", "default"),
+		.help = "Address that services share, and which one gets what is nobody else's."},
+	{SHARE("share_read_packets"), COUNTER, FROM(NUMBER, "to_classifier"),
+		.help = "Packets of new connections that the program gave to the classifier."},
+	{SHARE("share_unread_packets"), COUNTER, FROM(NUMBER, "unread"),
+		.help = "Those that there was no classifier for, or that it could not follow."},
+	{SHARE("share_invalid_packets"), COUNTER, FROM(NUMBER, "invalid"),
+		.help = "Datagrams without a QUIC header, dropped in silence."},
+	{SHARE("classifier_running"), FROM(PRESENT, "classifier", "pid"),
+		.help = "Whether there is a classifier."},
+	{SHARE("classifier_follows"), FROM(TRUE, "classifier", "follows"),
+		.help = "0 while it gets more than it can read."},
+	{SHARE("classifier_starts"), COUNTER, FROM(NUMBER, "classifier", "starts"),
+		.help = "How often a classifier was started."},
+	{SHARE("classifier_datagrams"), COUNTER, FROM(NUMBER, "classifier", "datagrams"),
+		.help = "Datagrams that it got."},
+	{SHARE("classifier_connections"), COUNTER, FROM(CHOICES),
+		.help = "New connections by what decided whose they are."},
+	{SHARE("classifier_discarded"), COUNTER, FROM(DISCARDS),
+		.help = "Datagrams that it dropped, since they begin no connection."},
+	{SHARE("classifier_unauthenticated"), COUNTER,
+		FROM(NUMBER, "classifier", "unauthenticated"),
+		.help = "Initials whose tag no key matches."},
+	{SHARE("classifier_resent"), COUNTER, FROM(NUMBER, "classifier", "resent"),
+		.help = "Datagrams that were given back to the kernel, for their service."},
+	{SHARE("classifier_lost"), COUNTER, FROM(NUMBER, "classifier", "lost"),
+		.help = "Datagrams that could not be given back."},
+	{SHARE("classifier_overloads"), COUNTER, FROM(NUMBER, "classifier", "overloads"),
+		.help = "How often it began to get more than it can read."},
 	{0},
 };
 

@@ -18,7 +18,7 @@
 
 /* Where a sample comes from: each level names the levels above it in its labels. */
 struct place {
-	const json_t *service, *listener, *worker, *socket;
+	const json_t *service, *listener, *worker, *socket, *share;
 };
 
 struct writer {
@@ -86,6 +86,8 @@ static void begin_sample(struct writer *writer, const struct place *place)
 	writer->labelled = false;
 	fprintf(writer->file, PREFIX "%s%s", writer->metric->name,
 		ctl_metric_suffix(writer->metric->type));
+	if (place->share)
+		write_label(writer, "share", ctl_string(place->share, "name"));
 	if (place->service)
 		write_label(writer, "service", ctl_string(place->service, "name"));
 	if (place->listener) {
@@ -113,7 +115,8 @@ static void end_scaled_sample(struct writer *writer, json_int_t value, json_int_
 /* The object that the metric's key belongs to. */
 static const json_t *object_of(const struct place *place, const json_t *daemon)
 {
-	return place->socket     ? place->socket
+	return place->share      ? place->share
+	       : place->socket   ? place->socket
 	       : place->worker   ? place->worker
 	       : place->listener ? place->listener
 	       : place->service  ? place->service
@@ -168,6 +171,32 @@ static void write_verdicts(struct writer *writer, const struct place *place, con
 	}
 }
 
+static void write_by_key(struct writer *writer, const struct place *place, const char *label,
+	const char *const *keys, const json_t *object)
+{
+	for (const char *const *key = keys; *key; key++)
+		if (ctl_has(object, *key)) {
+			begin_sample(writer, place);
+			write_label(writer, label, *key);
+			end_sample(writer, ctl_number(object, *key));
+		}
+}
+
+static void write_choices(struct writer *writer, const struct place *place)
+{
+	static const char *const keys[] = {"by_name", "by_suffix", "by_protocol", "no_name",
+		"no_match", "malformed", "too_slow", "too_many", NULL};
+
+	write_by_key(writer, place, "choice", keys, json_object_get(place->share, "classifier"));
+}
+
+static void write_discards(struct writer *writer, const struct place *place)
+{
+	static const char *const keys[] = {"no_initial", "too_short", "looped", NULL};
+
+	write_by_key(writer, place, "reason", keys, json_object_get(place->share, "classifier"));
+}
+
 static void write_features(struct writer *writer, const struct place *place, const json_t *daemon)
 {
 	const json_t *feature;
@@ -197,6 +226,9 @@ static void write_value(struct writer *writer, const struct place *place, const 
 	if (metric->value == VALUE_ONE) {
 		begin_sample(writer, place);
 		end_sample(writer, 1);
+	} else if (metric->value == VALUE_PRESENT) {
+		begin_sample(writer, place);
+		end_sample(writer, field && !json_is_null(field));
 	} else if (metric->value == VALUE_COUNT && json_is_array(field)) {
 		begin_sample(writer, place);
 		end_sample(writer, (json_int_t)json_array_size(field));
@@ -230,6 +262,12 @@ static void write_at(struct writer *writer, const struct place *place, const jso
 		break;
 	case VALUE_VERDICTS:
 		write_verdicts(writer, place, object);
+		break;
+	case VALUE_CHOICES:
+		write_choices(writer, place);
+		break;
+	case VALUE_DISCARDS:
+		write_discards(writer, place);
 		break;
 	case VALUE_FEATURES:
 		write_features(writer, place, object);
@@ -291,6 +329,11 @@ void ctl_write_metrics(FILE *file, bool openmetrics, const json_t *status)
 			end_sample(&writer, status != NULL);
 		} else if (metric->level == LEVEL_DAEMON && daemon) {
 			write_at(&writer, &nowhere, daemon);
+		} else if (metric->level == LEVEL_SHARE) {
+			struct place place = {0};
+
+			json_array_foreach(json_object_get(status, "shares"), i, place.share)
+				write_at(&writer, &place, daemon);
 		} else {
 			json_array_foreach(json_object_get(status, "services"), i, service)
 				write_service(&writer, service);

@@ -18,6 +18,7 @@ enum ctl_metric_type {
 enum ctl_metric_level {
 	LEVEL_UP,       /* none: also without an answer */
 	LEVEL_DAEMON,   /* none */
+	LEVEL_SHARE,    /* share */
 	LEVEL_SERVICE,  /* service */
 	LEVEL_LISTENER, /* service, listener, transport */
 	LEVEL_WORKER,   /* service, instance_name, slot */
@@ -29,12 +30,15 @@ enum ctl_metric_value {
 	VALUE_ONE,
 	VALUE_NUMBER,
 	VALUE_TRUE,     /* 0 or 1 */
+	VALUE_PRESENT,  /* 1 when it is not null, else 0 */
 	VALUE_COUNT,    /* elements of an array */
 	VALUE_USEC,     /* in seconds; none for 0 */
 	VALUE_PERMILLE, /* 0 to 1 */
 	VALUE_INFO,     /* the fields are labels */
 	VALUE_STATES,   /* one for each state of workers */
 	VALUE_VERDICTS, /* one for each verdict */
+	VALUE_CHOICES,  /* one for each way in which the classifier chose a service */
+	VALUE_DISCARDS, /* one for each reason why it discarded a datagram */
 	VALUE_FEATURES, /* one for each that there is */
 };
 

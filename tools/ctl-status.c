@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "tools/ctl-field.h"
+#include "tools/ctl-share.h"
 #include "tools/ctl-terminal.h"
 #include "tools/ctl-worker.h"
 
@@ -338,10 +339,12 @@ int ctl_run_status(const struct ctl *ctl, int argc, char **argv)
 
 	if (result != CTL_OK)
 		return result;
-	if (ctl->json == CTL_JSON_OFF)
+	if (ctl->json == CTL_JSON_OFF) {
 		ctl_print_status(ctl, reply);
-	else
+		ctl_print_shares(ctl, reply, argc ? argv[0] : NULL);
+	} else {
 		ctl_print_json(ctl, reply);
+	}
 	json_decref(reply);
 	return result;
 }

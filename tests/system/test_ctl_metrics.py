@@ -14,6 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
 import harness
+from quic_plane import ADDRESS
+from share_plane import SharePlane
 
 PORT = 8080
 DOCUMENTATION = harness.ROOT / "docs" / "metrics.md"
@@ -25,6 +27,7 @@ NOT_HERE = {"reuseportd_listener_cookies", "reuseportd_listener_cookies_limit",
 OF_QUEUES = {"reuseportd_worker_accept_queue", "reuseportd_worker_accept_queue_limit",
              "reuseportd_worker_receive_queue_bytes", "reuseportd_worker_receive_queue_limit_bytes",
              "reuseportd_worker_drops_total"}
+OF_SHARES = re.compile("reuseportd_(share|classifier)_")
 
 
 @pytest.fixture
@@ -129,7 +132,7 @@ def test_promtool_has_nothing_to_say(daemon, tmp_path):
     assert checked.stdout + checked.stderr == ""
     rules = tmp_path / "rules.yml"
     rules.write_text(DOCUMENTATION.read_text().split("```yaml")[1].split("```")[0])
-    assert "SUCCESS: 7 rules found" in harness.run("promtool", "check", "rules", rules).stdout
+    assert "SUCCESS: 8 rules found" in harness.run("promtool", "check", "rules", rules).stdout
 
 
 def test_names_follow_the_conventions(daemon):
@@ -154,7 +157,8 @@ def test_code_and_documentation_agree(daemon):
     # Which ones have no sample is known, so that the test of their labels is not empty by mistake.
     queues = any(s["queue"] is not None for w in daemon.status("web")["workers"] for s in w["sockets"])
     expected = NOT_HERE if queues else NOT_HERE | OF_QUEUES
-    missing = code.keys() - labels.keys()
+    # Of addresses that services share: the last test here.
+    missing = {name for name in code.keys() - labels.keys() if not OF_SHARES.match(name)}
     assert missing == expected, missing ^ expected
 
 
@@ -204,3 +208,39 @@ def test_wrong_usage(daemon):
     for wrong in (["--format=xml"], ["--json=short"], ["web"], ["--wait"]):
         assert daemon.ctl("metrics", *wrong, check=False).returncode == 2
     assert daemon.ctl("status", "--format=prometheus", check=False).returncode == 2
+
+
+def test_shared_addresses_in_status_metrics_and_check(start_daemon, configuration):
+    plane = SharePlane(start_daemon, configuration, {"shop": "MatchServerName=shop.example",
+                                                     "api": "MatchDefault=yes"})
+    daemon = plane.daemon
+    try:
+        plane.worker("api")
+        plane.worker("shop")
+        plane.client.send(b"\x40")
+        plane.client.send(b"\xc3\0\0\0\1\x08unknown1\0" + bytes(1200))
+        harness.poll_until(lambda: (plane.share()["invalid"], plane.share()["unread"]) == (1, 1), "both are counted")
+        lines = [line.split() for line in daemon.ctl("status").stdout.splitlines()]
+        assert lines[-2:] == [
+            ["SHARE", "ADDRESS", "DEFAULT", "CLASSIFIER", "READ", "UNREAD", "INVALID", "LOST"],
+            ["edge", f"quic://{ADDRESS[0]}:{ADDRESS[1]}", "api", "none", "0", "1", "1", "0"]]
+        assert "edge" in daemon.ctl("status", "shop").stdout
+        checked = daemon.ctl("check", check=False)
+        assert (checked.returncode, checked.stdout.splitlines()[1:]) == \
+            (1, ["WARNING: share edge: no classifier runs, new connections are not read"])
+        found = samples(parse_openmetrics(daemon.ctl("metrics", "--format=openmetrics").stdout))
+        assert value(found, "reuseportd_share_unread_packets_total", share="edge") == 1
+        assert value(found, "reuseportd_share_invalid_packets_total", share="edge") == 1
+        assert value(found, "reuseportd_classifier_running", share="edge") == 0
+        assert value(found, "reuseportd_classifier_connections_total", choice="no_name") == 0
+        labels, table = {}, documented()
+        for name, each in found:
+            if OF_SHARES.match(name):
+                labels.setdefault(name, set()).add(frozenset(dict(each)))
+        assert labels.keys() == {name for name in table if OF_SHARES.match(name)}
+        assert len(labels) == 14
+        for name, sets in labels.items():
+            assert sets == {table[name][1]}, name
+        assert len([1 for name, _ in found if name == "reuseportd_classifier_connections_total"]) == 8
+    finally:
+        plane.close()
