@@ -169,15 +169,16 @@ struct kick {
 static void close_queue(
 	const struct worker *worker, const struct listener *listener, struct kick *kick)
 {
-	const struct listener_map *map = listener->group->listener_map;
+	size_t n_workers = 0;
 	uint64_t cookie;
 	int result;
 
 	if (listener->config->transport != TRANSPORT_TCP ||
 		!group_has_socket(listener->group, worker->slot, &cookie))
 		return;
-	result = sockdiag_destroy(
-		listener->config, cookie, map->tables[map->current & 1].n_active + 1);
+	for (const struct registration *r = listener->service->registrations; r; r = r->next)
+		n_workers += r->n_workers;
+	result = sockdiag_destroy(listener->config, cookie, n_workers + 2);
 	if (result >= 0)
 		kick->sockets++;
 	else if (result != -ENOENT && !kick->error)

@@ -53,19 +53,23 @@ static size_t add_own(uint64_t *cookies, size_t n, int fd)
 	return n;
 }
 
-/* Cookies of the sockets that belong there, sorted. NULL: no memory. */
+/*
+ * Cookies of the sockets that belong there, sorted: workers' of all services on the address, and
+ * what stands at the slot of the next one. NULL: no memory.
+ */
 static uint64_t *collect_members(const struct listener *listener, size_t *ret_n)
 {
+	const struct manager *manager = listener->service->manager;
 	const struct group *group = listener->group;
 	uint64_t *cookies = calloc(SLOT_COUNT + 2, sizeof(*cookies));
 	size_t n = 0;
 
 	if (!cookies)
 		return NULL;
-	for (const struct registration *r = listener->service->registrations; r; r = r->next)
-		for (uint32_t i = 0; i < r->n_workers && n < SLOT_COUNT; i++)
-			n += group_has_socket(group, r->workers[i].slot, &cookies[n]);
-	n = add_own(cookies, n, group->sink);
+	for (uint32_t slot = 0; slot < SLOT_COUNT; slot++)
+		if (manager->slots[slot] || manager->reserved[slot])
+			n += group_has_socket(group, (uint16_t)slot, &cookies[n]);
+	n = add_own(cookies, n, group->whole->sink);
 	n = add_own(cookies, n, group->standby);
 	qsort(cookies, n, sizeof(*cookies), compare_numbers);
 	*ret_n = n;

@@ -16,8 +16,9 @@ void watch_begin(struct listener *listener)
 
 	group_read_counters(listener->group, verdicts);
 	watch->standby = verdicts[VERDICT_STANDBY];
+	group_read_counters(listener->group->whole, verdicts);
 	watch->invalid[0] = watch->invalid[1] = verdicts[VERDICT_INVALID];
-	watch->sunk = sink_filter_count(&listener->group->sink_filter);
+	watch->sunk = sink_filter_count(&listener->group->whole->sink_filter);
 }
 
 /* Told when it begins, and again when somebody was active in between. */
@@ -42,13 +43,16 @@ static void watch_standby(struct listener *listener, uint64_t standby)
  * own hash sends there while the program is not attached, which is the sign. Whatever of the former
  * was dropped since the last look was counted since the look before it at the latest.
  */
-static void watch_sink(struct listener *listener, uint64_t invalid_before)
+static void watch_sink(struct listener *listener)
 {
+	const struct group *whole = listener->group->whole;
 	struct watch *watch = &listener->watch;
-	uint64_t verdicts[VERDICT_COUNT];
-	uint64_t sunk = sink_filter_count(&listener->group->sink_filter);
+	uint64_t verdicts[VERDICT_COUNT], invalid_before, sunk;
 
-	group_read_counters(listener->group, verdicts);
+	group_read_counters(whole, verdicts);
+	invalid_before = verdicts[VERDICT_INVALID];
+	sunk = sink_filter_count(&whole->sink_filter);
+	group_read_counters(whole, verdicts);
 	if (sunk - watch->sunk > TRAIN_MAX * (verdicts[VERDICT_INVALID] - watch->invalid[1]))
 		event_listener(EVENT_HEALED, listener, NULL,
 			"a worker had taken its program from the group: %llu packets that came to the "
@@ -65,5 +69,5 @@ void watch_tick(struct listener *listener)
 
 	group_read_counters(listener->group, verdicts);
 	watch_standby(listener, verdicts[VERDICT_STANDBY]);
-	watch_sink(listener, verdicts[VERDICT_INVALID]);
+	watch_sink(listener);
 }

@@ -12,6 +12,7 @@ import time
 import pytest
 
 import harness
+from share_plane import SharePlane
 from test_monitor import Monitor
 
 PORT = 8080
@@ -156,3 +157,13 @@ def test_joining_and_draining_workers_are_none(start_daemon):
         daemon.worker(service=service, instance="c").drain()
     assert strangers(daemon, "web") == strangers(daemon, "dns") == []
     assert warnings(daemon) == []
+
+
+def test_workers_of_other_services_of_a_share_are_none(start_daemon, configuration):
+    p = SharePlane(start_daemon, configuration, {"shop": "MatchServerName=shop.example", "api": "MatchDefault=yes"})
+    try:
+        p.worker("shop")
+        p.worker("api")
+        assert strangers(p.daemon, "shop") == strangers(p.daemon, "api") == []
+    finally:
+        p.close()
