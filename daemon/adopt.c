@@ -255,7 +255,12 @@ static int adopt_bind(const struct adoption *adoption)
 
 	if (result < 0)
 		return result;
-	/* What can be refused is refused before the socket has the address. */
+	/* What can be refused is refused before the socket has the address. The kernel asks the
+	 * cgroup of the process that made a socket what may be done to it, not ours. */
+	if (adoption->listener->share)
+		return refuse(adoption, -EOPNOTSUPP,
+			"services share this listener, and a socket that a server made can't be "
+			"guarded: take the daemon's (reuseport-run without --adopt)");
 	if (adoption->registration->drained)
 		return refuse(adoption, -ESHUTDOWN, "the instance drains, its server is to end");
 	if (adoption->listener->config->transport != TRANSPORT_TCP) {

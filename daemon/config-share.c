@@ -147,6 +147,10 @@ void parser_check_share(struct config_parser *parser)
 		parser_mistake(parser, listener->share_line,
 			"Share= is not possible with BindToDevice=: what the classifier has read "
 			"comes again by the loopback interface");
+	if (!listener->lock_filter)
+		parser_mistake(parser, listener->share_line,
+			"Share= is not possible with LockFilter=no: a worker could put a program of "
+			"its own in the place of the one that all share");
 	/* Not if it has some that were refused. */
 	if (!listener->match_default && !listener->server_names.n && !listener->protocols.n &&
 		!(listener->match_line && parser->failed))

@@ -256,6 +256,53 @@ bool listener_config_same_socket(const struct listener_config *a, const struct l
 	       a->flow_timeout_usec == b->flow_timeout_usec;
 }
 
+static bool has_all(const uint32_t *ids, size_t n, const uint32_t *of, size_t n_of)
+{
+	for (size_t i = 0; i < n_of; i++) {
+		bool found = false;
+
+		for (size_t k = 0; k < n; k++)
+			found |= ids[k] == of[i];
+		if (!found)
+			return false;
+	}
+	return true;
+}
+
+static bool same_users(const struct service_config *a, const struct service_config *b)
+{
+	return a->allow_all == b->allow_all &&
+	       has_all(a->allow_uids, a->n_allow_uids, b->allow_uids, b->n_allow_uids) &&
+	       has_all(b->allow_uids, b->n_allow_uids, a->allow_uids, a->n_allow_uids) &&
+	       has_all(a->allow_gids, a->n_allow_gids, b->allow_gids, b->n_allow_gids) &&
+	       has_all(b->allow_gids, b->n_allow_gids, a->allow_gids, a->n_allow_gids);
+}
+
+/* The service's listener in the share, or NULL. */
+static const struct listener_config *in_share(
+	const struct service_config *service, const char *share)
+{
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i]->share &&
+			strcmp(service->listeners[i]->share, share) == 0)
+			return service->listeners[i];
+	return NULL;
+}
+
+const struct listener_config *config_shared_by_users(const struct config *config)
+{
+	for (size_t i = 0; i < config->n_services; i++)
+		for (size_t k = 0; k < config->services[i]->n_listeners; k++) {
+			const char *share = config->services[i]->listeners[k]->share;
+
+			for (size_t other = 0; share && other < i; other++)
+				if (in_share(config->services[other], share) &&
+					!same_users(config->services[i], config->services[other]))
+					return config->services[i]->listeners[k];
+		}
+	return NULL;
+}
+
 static bool same_address(const struct listener_config *a, const struct listener_config *b)
 {
 	if ((a->transport == TRANSPORT_TCP) != (b->transport == TRANSPORT_TCP))

@@ -13,6 +13,7 @@
 #include "common/util.h"
 #include "daemon/group-quic.h"
 #include "daemon/group-share.h"
+#include "daemon/guard.h"
 #include "daemon/manager.h"
 #include "daemon/sink.h"
 #include "daemon/sockdiag.h"
@@ -102,13 +103,14 @@ static char *explain(const struct listener_config *config, const char *step, int
 	return text;
 }
 
-static struct group *allocate(const struct listener_config *config, struct store *store)
+static struct group *allocate(const struct listener_config *config, struct store *store, int guard)
 {
 	struct group *group = calloc(1, sizeof(*group));
 
 	if (!group)
 		return NULL;
 	group->whole = group;
+	group->guard = guard;
 	group->sink = group->standby = -1;
 	group->standby_index = INDEX_NONE;
 	group->store = store;
@@ -124,7 +126,7 @@ static struct group *allocate(const struct listener_config *config, struct store
 int group_new(struct group **ret, const struct listener_config *config,
 	const struct group_place *place, char **ret_error)
 {
-	struct group *group = allocate(config, place->store);
+	struct group *group = allocate(config, place->store, place->guard);
 	const char *step = "load the program";
 	int result;
 
@@ -155,7 +157,7 @@ int group_new(struct group **ret, const struct listener_config *config,
 int group_join(struct group **ret, struct group *whole, uint32_t number,
 	const struct listener_config *config)
 {
-	struct group *group = allocate(config, whole->store);
+	struct group *group = allocate(config, whole->store, whole->guard);
 
 	if (!group)
 		return -ENOMEM;
@@ -272,6 +274,10 @@ int group_add_socket(struct group *group, const struct listener_config *config, 
 			return result;
 	}
 	result = complete_socket(group, config, slot, fd, ret_step);
+	if (result >= 0) {
+		*ret_step = "guard the socket";
+		result = guard_socket(group->guard, fd);
+	}
 	return result < 0 ? result : take_fd(&fd);
 }
 
@@ -414,7 +420,7 @@ static uint32_t saved_entry(const json_t *saved, const char *name)
 int group_resume(struct group **ret, const struct listener_config *config,
 	const struct group_place *place, const json_t *saved, char **ret_error)
 {
-	struct group *group = allocate(config, place->store);
+	struct group *group = allocate(config, place->store, place->guard);
 	const char *step = "load the program over the maps that are in use";
 	int result;
 

@@ -70,6 +70,7 @@ struct group {
 	size_t n_flow_sets;
 	struct bpf_object *object;
 	int program;
+	int guard; /* of the daemon, -1: none */
 	void *bss; /* mapped */
 	size_t bss_size;
 	int sink;
@@ -96,6 +97,7 @@ struct group_place {
 	uint32_t number;
 	int ring;
 	struct store *store;
+	int guard; /* guard_map(), -1: none */
 };
 
 /*

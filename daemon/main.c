@@ -557,13 +557,16 @@ static int prepare_process(struct options *options, struct config *config, const
 	libbpf_set_print(print_bpf);
 	if (!config) {
 		result = config_from_json(&saved, json_object_get(state, "config"));
+		/* What was guarded before is so from the store. */
 		return result < 0 ? result : become_user(saved->user, options->privileges);
 	}
 	result = make_runtime_directory(options, config->user);
 	if (result >= 0)
 		result = make_state_directory(options, config);
 	if (result >= 0)
-		result = become_user(config->user, options->privileges);
+		result = become_user(config->user,
+			options->privileges |
+				(config_shared_by_users(config) ? PRIVILEGE_NET_ADMIN : 0));
 	return result;
 }
 

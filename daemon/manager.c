@@ -9,6 +9,7 @@
 #include <bpf/libbpf.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/capability.h>
 #include <sys/epoll.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
@@ -18,6 +19,9 @@
 #include "daemon/event.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
+#include "daemon/guard.h"
+#include "daemon/log.h"
+#include "daemon/privileges.h"
 #include "daemon/monitor.h"
 #include "daemon/share.h"
 #include "daemon/state.h"
@@ -199,6 +203,7 @@ int manager_new(struct manager **ret, sd_event *event, struct config *config, st
 	manager->ring_map = manager->caller = -1;
 	manager->store = store;
 	manager->state_directory = take_pointer(config->state_directory);
+	manager_guard(manager);
 	result = accounts_new(&manager->accounts, event);
 	if (result < 0) {
 		config_free(config);
@@ -255,6 +260,8 @@ struct manager *manager_free(struct manager *manager)
 	manager->control = control_free(manager->control);
 	manager->monitor = monitor_free(manager->monitor);
 	accounts_free(manager->accounts);
+	guard_free(manager->guard);
+	free(manager->unguarded);
 	if (manager->ring)
 		ring_buffer__free(manager->ring);
 	close_fd(&manager->ring_map);
@@ -318,6 +325,45 @@ static void compact(struct config *config)
 	config->n_services = n;
 }
 
+void manager_guard(struct manager *manager)
+{
+	int result;
+
+	if (manager->guard)
+		return;
+	free(manager->unguarded);
+	manager->unguarded = NULL;
+	if (!privileges_may(CAP_NET_ADMIN)) {
+		manager->unguarded = strdup("that takes CAP_NET_ADMIN from the start on: see "
+					    "net-admin.conf, or --net-admin");
+		return;
+	}
+	result = guard_new(&manager->guard, manager->store, &manager->unguarded);
+	if (result < 0)
+		log_warning("workers' sockets are not guarded: %s",
+			manager->unguarded ? manager->unguarded : strerror(-result));
+}
+
+/*
+ * Services of different users that share a listener: none of their workers may be able to harm the
+ * others. All sockets are guarded from the start on, or none: there may be some already.
+ */
+static int check_guard(const struct manager *manager, const struct config *config, char **ret_error)
+{
+	const struct listener_config *listener = config_shared_by_users(config);
+
+	if (!listener || manager->guard)
+		return 0;
+	if (asprintf(ret_error,
+		    "%s:%u: services of different users have the share %s: their sockets would "
+		    "have to be guarded from each other, and %s. Or give them the same AllowUser= "
+		    "and AllowGroup=",
+		    listener->file, listener->share_line, listener->share,
+		    manager->unguarded ? manager->unguarded : "they can't be") < 0)
+		*ret_error = NULL;
+	return -EPERM;
+}
+
 int manager_reload(struct manager *manager, struct config *config, char **ret_error)
 {
 	_cleanup_free_ struct change *changes = calloc(config->n_services + 1, sizeof(*changes));
@@ -327,7 +373,9 @@ int manager_reload(struct manager *manager, struct config *config, char **ret_er
 		config_free(config);
 		return -ENOMEM;
 	}
-	result = prepare(manager, config, changes, ret_error);
+	result = check_guard(manager, config, ret_error);
+	if (result >= 0)
+		result = prepare(manager, config, changes, ret_error);
 	if (result < 0) {
 		compact(config);
 		config_free(config);

@@ -30,6 +30,7 @@
 struct client;
 struct group;
 struct monitor;
+struct guard;
 struct ring_buffer;
 struct share;
 struct state;
@@ -117,6 +118,8 @@ struct manager {
 	char *state_directory; /* of the configuration at the start; NULL: nothing is kept */
 	struct service *services;
 	struct share *shares;
+	struct guard *guard; /* NULL: sockets are not guarded */
+	char *unguarded;     /* then, why: a sentence, or NULL */
 	struct client *clients;
 	struct accounts *accounts;
 	struct store *store;
@@ -162,6 +165,8 @@ uint32_t manager_count_cids(const struct manager *manager, uid_t uid);
 /* A free slot, marked as reserved, or -1. Round robin: a slot rests as long as possible. */
 int32_t manager_reserve_slot(struct manager *manager);
 
+/* Guards sockets from here on, where that is possible and is not done yet. */
+void manager_guard(struct manager *manager);
 /* The ring buffer (manager->ring_map) and the clock. */
 int manager_start(struct manager *manager);
 

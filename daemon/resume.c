@@ -17,6 +17,7 @@
 
 #include "common/util.h"
 #include "daemon/group.h"
+#include "daemon/guard.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/share.h"
@@ -55,10 +56,10 @@ static json_t *to_json(const struct manager *manager)
 		if (client)
 			json_array_append_new(clients, client);
 	}
-	return json_pack("{s:o, s:s, s:o, s:s?, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "shares",
-		shares_to_json(manager), "version", VERSION, "config",
-		config_to_json(manager->config), "state_directory", manager->state_directory,
-		"ring", (json_int_t)manager->ring_entry, "next_slot",
+	return json_pack("{s:o, s:o, s:s, s:o, s:s?, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "guard",
+		guard_to_json(manager->guard), "shares", shares_to_json(manager), "version",
+		VERSION, "config", config_to_json(manager->config), "state_directory",
+		manager->state_directory, "ring", (json_int_t)manager->ring_entry, "next_slot",
 		(json_int_t)manager->next_slot, "next_registration",
 		(json_int_t)manager->next_registration, "next_listener",
 		(json_int_t)manager->next_listener, "next_client", (json_int_t)manager->next_client,
@@ -230,6 +231,8 @@ static int resume(struct manager *manager, const json_t *json, char **ret_error)
 	accounts_set_rate(manager->accounts, manager->config->max_messages);
 	manager->ring_entry = number_of(json, "ring");
 	manager->ring_map = store_take(manager->store, STORE_MAP, manager->ring_entry);
+	manager->guard = guard_resume(manager->store, json_object_get(json, "guard"));
+	manager_guard(manager);
 	result = manager_start(manager);
 	if (result < 0)
 		return result;

@@ -10,6 +10,7 @@
 #include "daemon/event.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
+#include "daemon/guard.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/share.h"
@@ -67,8 +68,8 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 	listener->service = service;
 	listener->config = config;
 	listener->number = service->manager->next_listener++;
-	place = (struct group_place){
-		listener->number, service->manager->ring_map, service->manager->store};
+	place = (struct group_place){listener->number, service->manager->ring_map,
+		service->manager->store, guard_map(service->manager->guard)};
 	result = config->share ? share_join(service->manager, listener, ret_error)
 			       : group_new(&listener->group, config, &place, ret_error);
 	if (result >= 0 && config->transport == TRANSPORT_QUIC)
@@ -144,6 +145,7 @@ int listener_resume(struct service *service, const json_t *json, char **ret_erro
 	struct group_place place = {
 		.ring = service->manager->ring_map,
 		.store = service->manager->store,
+		.guard = guard_map(service->manager->guard),
 	};
 	int result;
 

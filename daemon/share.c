@@ -9,6 +9,7 @@
 #include "daemon/classifier.h"
 #include "daemon/group-quic.h"
 #include "daemon/group-share.h"
+#include "daemon/guard.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/share-compile.h"
@@ -37,7 +38,8 @@ struct share *share_find(const struct manager *manager, uint32_t number)
 
 static struct group_place place_of(const struct manager *manager, uint32_t number)
 {
-	return (struct group_place){number, manager->ring_map, manager->store};
+	return (struct group_place){
+		number, manager->ring_map, manager->store, guard_map(manager->guard)};
 }
 
 static struct share *allocate(
