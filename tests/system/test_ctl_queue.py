@@ -51,27 +51,33 @@ def test_queue_is_shown_everywhere(start_daemon, configuration):
     harness.close_all(clients)
 
 
-def test_full_queue_is_red_in_top(start_daemon, configuration):
+def test_top_sorts_by_queue_and_marks_a_full_one(start_daemon, configuration):
     daemon = start(start_daemon, configuration)
-    worker = daemon.worker(instance="web@1")
-    other = daemon.worker(instance="web@2")
-    clients = [harness.tcp_client(("127.0.0.1", PORT)) for _ in range(16)]
+    first = daemon.worker(instance="web@1")
+    clients = [harness.tcp_client(("127.0.0.1", PORT)) for _ in range(10)]
+    harness.poll_until(lambda: queue_of(daemon, first.slot) == 10, "ten wait")
+    daemon.worker(instance="web@2")
+    daemon.ctl("drain", "web@1")
+    clients += [harness.tcp_client(("127.0.0.1", PORT)) for _ in range(3)]
+    daemon.worker(instance="web@3")
+    daemon.ctl("drain", "web@2")
+    clients += [harness.tcp_client(("127.0.0.1", PORT)) for _ in range(5)]
     terminal = Terminal([harness.REUSEPORTCTL, "--socket", daemon.control_socket, "top", "-d", "0.2"])
     try:
-        # However they are spread: what both have is all that came.
-        terminal.wait_for(lambda text: sum(int(n) for n in re.findall(r" (\d+)/10 ", text)) == 16, "both queues")
+        terminal.wait_for(lambda text: re.findall(r" (\d+)/10 ", text) and
+                          sorted(map(int, re.findall(r" (\d+)/10 ", text))) == [3, 5, 10], "the queues")
         terminal.press("sss")
         terminal.wait_for("sort: queue", "sorted")
-        rows = [line.split() for line in terminal.lines() if re.search(r" \d+/10 ", line)]
-        queues = [int(row[4].split("/")[0]) for row in rows]
-        assert queues == sorted(queues, reverse=True) and sum(queues) == 16
-        if max(queues) >= 9:
-            assert f"\x1b[31m{max(queues)}/10".encode() in terminal.history.replace(b" ", b"")
+        assert re.findall(r" (web@\d) .* (\d+)/10 ", terminal.text()) == \
+            [("web@1", "10"), ("web@3", "5"), ("web@2", "3")]
+        row = next(y for y, line in enumerate(terminal.lines()) if "web@1" in line)
+        column = terminal.lines()[row].index("10/10")
+        assert terminal.screen.buffer[row][column].fg == "red"
+        assert terminal.screen.buffer[row + 1][column + 1].fg == "default"
         terminal.press("q")
         assert terminal.end() == 0
     finally:
         terminal.close()
-    assert {worker.slot, other.slot} == {w["slot"] for w in daemon.status("web")["workers"]}
     harness.close_all(clients)
 
 
@@ -110,6 +116,9 @@ def test_strangers_are_shown(start_daemon, configuration):
     harness.poll_until(lambda: not any(each["strangers"] for each in daemon.status("web")["listeners"]),
                        "nobody else is there")
     with Holder() as holder:
+        # The daemon shows those that stay for some seconds.
+        harness.poll_until(lambda: any(each["strangers"] for each in daemon.status("web")["listeners"]),
+                           "it is one")
         status = daemon.ctl("status").stdout
         assert re.search(rf"^  a stranger has a socket at 127\.0\.0\.1:{PORT}: pid {holder.pid} \(python3\S*\), "
                          rf"user {harness.USER}\b", status, re.MULTILINE), status
