@@ -40,6 +40,7 @@ INSTALLED = (
     "usr/share/doc/reuseportd/examples/reuseport-example@.service",
     "usr/share/man/man8/reuseportd.8",
     "usr/share/man/man5/reuseportd.conf.5",
+    "usr/share/man/man7/reuseportd-protocol.7",
     "usr/share/man/man1/reuseportctl.1",
     "usr/share/bash-completion/completions/reuseportctl",
     "usr/share/doc/reuseportd/README.md",
@@ -178,7 +179,7 @@ class Tests:
             return
         # Says itself what is wrong; the tests that need its tree are then skipped, and say why.
         if os.geteuid() == 0:
-            for tree in ("trixie", "systemd-bookworm", "systemd-trixie"):
+            for tree in ("trixie", "systemd-bookworm", "systemd-trixie", "debian-bookworm"):
                 run([ROOT / "scripts" / "test-host", tree], 900, quiet=False)
         with tempfile.TemporaryDirectory() as temporary:
             report = pathlib.Path(temporary) / "report.xml"

@@ -93,7 +93,9 @@ def test_packages_have_their_parts_and_nothing_else(built):
     for path in ("usr/sbin/reuseportd", "usr/bin/reuseportctl", "usr/bin/reuseport-run",
                  "etc/reuseportd/reuseportd.conf", "usr/lib/sysusers.d/reuseportd.conf",
                  "usr/lib/systemd/catalog/reuseportd.catalog",
-                 "usr/share/varlink/io.reuseport.Control.varlink"):
+                 "usr/share/varlink/io.reuseport.Control.varlink",
+                 "usr/libexec/reuseportd/reuseport-classify",
+                 "usr/share/bash-completion/completions/reuseportctl"):
         assert daemon.count(path) == 1, path
     for unit in (SERVICE, *SOCKETS):
         assert len([path for path in daemon if path.endswith(f"lib/systemd/system/{unit}")]) == 1
@@ -189,6 +191,7 @@ def test_installed_on_a_fresh_debian_it_serves_is_upgraded_and_purged(fresh, tmp
     for unit in (SERVICE, *SOCKETS):
         assert fresh.show(unit, "ActiveState") == "active", unit
         assert fresh.output("systemctl", "is-enabled", unit) == "enabled"
+    assert fresh.show("reuseportd-metrics.timer", "ActiveState") == "inactive"
     assert fresh.show(SERVICE, "StatusText") == "Running"
     assert status(fresh)["services"] == []
     assert fresh.output("ss", "-Hltun") == ""
