@@ -14,14 +14,14 @@ import time
 
 import harness
 
-from . import cids, growth, handover, packet, path, scale
+from . import adopt, cids, growth, handover, packet, path, scale
 from .place import Run, stop
 from .report import Report
 
 ROOT = harness.ROOT
 SUBJECTS = {
     "packet": packet, "growth": growth, "path": path, "handover": handover, "scale": scale,
-    "cids": cids,
+    "cids": cids, "adopt": adopt,
 }
 
 

@@ -70,7 +70,7 @@ def listener(port, kind, *lines, name="bench"):
 class Place:
     """A daemon with one service, `bench`, of these listeners (up to 64), or several services."""
 
-    def __init__(self, run, *listeners, services=None, build=None):
+    def __init__(self, run, *listeners, services=None, build=None, options=()):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="reuseportd-bench-"))
         try:
             self.directory.chmod(0o755)
@@ -80,7 +80,7 @@ class Place:
                 (self.directory / "services.d" / f"{name}.conf").write_text(
                     "[Service]\nMaxWorkers=4096\n" + "".join(sections), encoding="ascii")
             self.daemon = harness.Daemon(
-                ["--config", self.directory],
+                ["--config", self.directory, *options],
                 program=(build or run.build) / "daemon" / "reuseportd")
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)

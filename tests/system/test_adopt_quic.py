@@ -4,7 +4,9 @@ QUIC servers that bind for themselves (reuseport-run --adopt): Debian 12's Caddy
 connection IDs say nothing to anybody else (ConnectionID=opaque), and nginx 1.26, whose IDs do
 (ConnectionID=nginx). TCP and QUIC are on one port.
 """
-import shutil
+import signal
+import socket
+import time
 
 import pytest
 
@@ -51,21 +53,27 @@ ConnectionID={mode}
         each.stop()
 
 
+def caddy_command(place):  # noqa: F811
+    def command(name):
+        return ["env", f"HOME={place.directory / name}", "caddy", "run", "--adapter", "caddyfile",
+                "--config", place.directory / "Caddyfile"]
+    return command
+
+
+def answers_tcp():
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", PORT)) == 0
+
+
 def test_caddy_answers_every_request_through_scaling_and_replacement(adopting, place):  # noqa: F811
     """
     1 to 3 to 2 instances, one of them replaced twice. The quic-go of this Caddy does not follow a
     change of port, and forgets its connections without a word when it ends, both also where it is
     alone; so those that stay belong to the instance that stays, and nobody moves.
     """
-    if not shutil.which("caddy"):
-        pytest.skip("needs caddy")
     place.write("Caddyfile", CADDYFILE.format(port=PORT, place=place.directory))
 
-    def command(name):
-        return ["env", f"HOME={place.directory / name}", "caddy", "run", "--adapter", "caddyfile",
-                "--config", place.directory / "Caddyfile"]
-
-    caddy = adopting("opaque", command, "--drain-delay", "2")
+    caddy = adopting("opaque", caddy_command(place), "--drain-delay", "2")
     caddy.start("web@1")
     clients = clients_of(place, ("steady", 16))
 
@@ -158,3 +166,36 @@ def test_nginx_with_a_socket_for_each_of_four_workers(adopting, place):  # noqa:
             client.kill()
     hosts.report("nginx, adopted, four workers, quic_bpf off, replaced once", counts, said)
     hosts.check_nothing_lost(counts, said)
+
+
+def test_what_caddy_loses_alone(netns, place):  # noqa: F811
+    """
+    The limits above are its own: a connection does not survive a change of port, and when Caddy ends
+    nobody is told. docs/adopt.md has the figures.
+    """
+    place.write("Caddyfile", CADDYFILE.format(port=PORT, place=place.directory))
+    place.make("alone")
+    caddy = harness.Process(caddy_command(place)("alone"), place.directory / "alone" / "log")
+    clients = {}
+    try:
+        harness.poll_until(lambda: answers_tcp(), "it answers")
+        clients = clients_of(
+            place, ("steady", 8, "--patience", 5),
+            ("rebind", 8, "--move", "rebind", "--every", 2, "--moves", 1, "--patience", 5))
+        clients["rebind"].wait_for("rebound", 8, "each port has changed")
+        clients["steady"].wait_for_more("answered", 100, "requests go on")
+        counts, said = finish({"rebind": clients["rebind"]})
+        caddy.send_signal(signal.SIGTERM)
+        assert caddy.wait() == 0, caddy.output()
+        time.sleep(8)
+        ended, _ = finish({"steady": clients["steady"]})
+        counts.update(ended)
+    finally:
+        for client in clients.values():
+            client.kill()
+        caddy.stop()
+    hosts.report("Caddy 2.6 alone: each port changes once, then Caddy ends", counts, said)
+    hosts.check_accounts(counts)
+    assert counts["rebind"]["connections_lost"] == 8 and counts["rebind"]["resets"] == 0
+    assert counts["steady"]["connections_lost"] == 8
+    assert counts["steady"]["resets"] == counts["steady"]["closed"] == 0

@@ -36,6 +36,10 @@ SCALE = {f"{kind}/{what}" for kind in ("resident", "kernel") for what in (
     "workers/1", "workers/10", "workers/100", "listeners/1", "listeners/10",
     "registered IDs/100", "registered IDs/1000")}
 CIDS = {"made/quic-lb", "made/quic-lb-plain", "direct", "registered"}
+ADOPT = {f"{name}/{how}" for name in ("getppid", "epoll", "send", "receive")
+         for how in ("alone", "filter", "adopted")} | {
+    "bind/alone", "bind/passed", "bind/adopted", "nginx/alone", "nginx/adopted", "rate/alone",
+    "rate/adopted"}
 SUBJECTS = {
     "packet": {"packet": PACKET, "size": SIZE},
     "growth": {"growth": GROWTH},
@@ -43,6 +47,7 @@ SUBJECTS = {
     "handover": {"handover": HANDOVER, "registration": REGISTRATION},
     "scale": {"scale": SCALE, "idle": IDLE},
     "cids": {"cids": CIDS},
+    "adopt": {"adopt": ADOPT},
 }
 
 
