@@ -2,6 +2,8 @@
 """reuseportctl: a table for people, JSON for programs, and exit codes for scripts."""
 import json
 import pwd
+import socket
+import threading
 
 import pytest
 
@@ -90,3 +92,67 @@ def test_ctl_shows_the_counters_that_a_listener_can_have(start_daemon):
          "0", "0", "0", "0", "1", "0"],
         ["tcp", f"tcp://127.0.0.1:{PORT}", "1", "-", "-", "0", "0", "0", "-", "-", "0", "0", "0",
          "0", "0", "-", "0"]]
+
+
+OLDER_STATUS = {
+    "daemon": {"version": "0.0.9", "pid": 77, "since": 1, "uptime": 61000000},
+    "services": [{"name": "web", "removed": False, "listeners": [
+        {"name": "tcp", "transport": "tcp", "address": "127.0.0.1:80", "connection_id": "none", "packets": 5,
+         "new_connections": 4, "by_connection_id": 0, "by_flow": 0, "migrated": 1, "fallback": 0, "standby": 0,
+         "expired": 0, "stray": 0, "dropped": 0, "invalid": 0, "active": 1, "generation": 2, "keys": None}],
+        "workers": [{"slot": 3, "instance": "web@1", "pid": 1, "uid": 0, "state": "active", "weight": 100,
+                     "packets": 5, "new_connections": 4, "since": 1, "exited": False, "connected": True}]}]}
+
+
+class OlderDaemon:
+    """Answers as the first interface did: no queues, no loads, no Monitor, no Kick."""
+
+    def __init__(self, path):
+        self.path = str(path)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            connection, _ = self.listener.accept()
+            with connection:
+                call = json.loads(connection.recv(65536).rstrip(b"\0") or b"{}")
+                if not call:
+                    return
+                reply = {"parameters": OLDER_STATUS} if call["method"].endswith(".Status") else \
+                    {"error": "org.varlink.service.MethodNotFound", "parameters": {"method": call["method"]}}
+                connection.sendall(json.dumps(reply).encode() + b"\0")
+
+    def stop(self):
+        socket.socket(socket.AF_UNIX).connect(self.path)
+        self.thread.join(harness.DEADLINE)
+        self.listener.close()
+
+
+def test_ctl_works_with_an_older_daemon(tmp_path):
+    older = OlderDaemon(tmp_path / "socket")
+
+    def ctl(*arguments):
+        return harness.run(harness.REUSEPORTCTL, "--socket", older.path, *arguments, check=False)
+
+    try:
+        table = [line.split() for line in ctl("status").stdout.splitlines()]
+        assert table[0] == ["reuseportd", "0.0.9,", "pid", "77,", "up", "1min", "1s"]
+        assert table[3:5] == [
+            ["LISTENER", "ADDRESS", "ACTIVE", "PACKETS", "NEW", "MIGRATED", "FALLBACK", "STANDBY", "EXPIRED",
+             "STRAY", "DROPPED"],
+            ["tcp", "tcp://127.0.0.1:80", "1", "5", "4", "1", "0", "0", "0", "0", "0"]]
+        assert table[6] == ["SLOT", "INSTANCE", "STATE", "FOR", "WEIGHT", "PID", "USER", "PACKETS", "NEW"]
+        assert "web@1, slot 3 of service web" in ctl("show", "3").stdout
+        assert ctl("check").stdout == "OK: 1 service, 1 listener, 1 of 1 worker active\n"
+        assert ctl("top", "--once", "--delay=0.1").returncode == 0
+        metrics = ctl("metrics").stdout
+        assert 'verdict="listener"} 4\n' in metrics and "reuseportd_worker_stalled" not in metrics
+        for command in (["monitor"], ["kick", "3"]):
+            done = ctl(*command)
+            assert done.returncode == 1 and "is it older than reuseportctl" in done.stderr
+    finally:
+        older.stop()

@@ -180,7 +180,7 @@ def test_dashboard_and_rules_ask_for_what_there_is():
 
 def test_labels_are_escaped(start_daemon):
     daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}")
-    strange = 'a"b\\c'
+    strange = 'a"b\\nc'  # a backslash and an n, no line break
     daemon.worker(instance=strange)
     found = samples(parse_openmetrics(daemon.ctl("metrics", "--format=openmetrics").stdout))
     assert value(found, "reuseportd_worker_weight", instance_name=strange) == 100

@@ -41,6 +41,12 @@ def test_queue_is_shown_everywhere(start_daemon, configuration):
     assert checked.returncode == 1
     assert checked.stdout.splitlines()[1:] == [
         f"WARNING: web: slot {worker.slot} (web@1) has a queue that is full: 10/10"]
+    daemon.ctl("drain", "web@1")
+    checked = daemon.ctl("check", check=False)
+    assert checked.returncode == 2
+    assert [line.split(": ", 1)[0] for line in checked.stdout.splitlines()] == \
+        ["CRITICAL", "CRITICAL", "CRITICAL", "WARNING"]
+    daemon.ctl("undrain", "web@1")
     metrics = daemon.ctl("metrics").stdout
     labels = f'service="web",listener="http",transport="tcp",instance_name="web@1",slot="{worker.slot}"'
     assert f"reuseportd_worker_accept_queue{{{labels}}} 10\n" in metrics
