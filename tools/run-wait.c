@@ -28,6 +28,7 @@
 
 #define FIRST_LOOK_USEC (1 * USEC_PER_MSEC)
 #define LAST_INTERVAL_USEC (100 * USEC_PER_MSEC)
+#define LOOK_SHARE 20 /* of the time, one part at most goes into looking */
 #define GIVE_UP_USEC (30 * USEC_PER_SEC)
 #define PROCESSES_MAX 4096 /* of one server, at which is looked */
 #define POLL_MAX 4096      /* entries of one poll(), at which is looked */
@@ -369,7 +370,10 @@ void wait_look(struct run *run)
 			break;
 		}
 	run->look_interval_usec = MIN(2 * run->look_interval_usec, LAST_INTERVAL_USEC);
-	run->look_at_usec = run->awaited ? now_usec() + run->look_interval_usec : 0;
+	/* A server of ten thousand threads makes nobody look all the time. */
+	run->look_at_usec = run->awaited ? now_usec() + MAX(run->look_interval_usec,
+								LOOK_SHARE * (now_usec() - now))
+					 : 0;
 }
 
 void wait_join_all(struct run *run)
