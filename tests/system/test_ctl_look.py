@@ -315,32 +315,3 @@ def test_columns_of_zeros_make_room(daemon):
         heading = next(line for line in table if "LISTENER" in line)
         assert "STANDBY" in heading and "DROPPED" not in heading
     assert "DROPPED" in daemon.ctl("status").stdout
-
-
-def test_commands_of_the_documentation_work(start_daemon, configuration):
-    configuration.service("web", "[Service]\nAllowUser=root\n[Listener http]\nListenStream=127.0.0.1:80\n"
-                                 "[Listener h3]\nListenQUIC=127.0.0.1:443\n")
-    daemon = start_daemon("--config", configuration.directory)
-    text = (harness.ROOT / "docs" / "operating.md").read_text()
-    commands = [line.split()[1:] for block in text.split("```")[1::2] for line in block.splitlines()
-                if line.startswith("reuseportctl")]
-    assert len(commands) == 16
-    for command in commands:
-        worker = daemon.worker_process(instance="web@1")
-        if command[:1] == ["undrain"]:
-            daemon.ctl("drain", "web@1")
-        if command[:1] in (["monitor"], ["kick"]):
-            pass  # one does not end; the other needs CAP_NET_ADMIN
-        elif "--wait" in command:
-            waiting = subprocess.Popen([str(harness.REUSEPORTCTL), "--socket", daemon.control_socket, *command],
-                                       stdout=subprocess.PIPE, text=True)
-            assert "0 of 1 worker gone" in waiting.stdout.readline()
-            worker.kill()
-            assert waiting.wait(harness.DEADLINE) == 0
-            waiting.communicate()
-        elif command == ["top"]:
-            daemon.ctl(*command, "--iterations=1")
-        else:
-            assert daemon.ctl(*command).stdout
-        worker.kill()
-        daemon.wait_state(worker.slot, None)
