@@ -362,7 +362,9 @@ static int take_process(struct client *client)
 		return client_refuse(client, EINVAL, "ACK of a process without its pidfd");
 	result = pidfd_to_pid(message->fds[0], &pid);
 	if (result == -ESRCH)
-		return client_refuse(client, ESRCH, "the process has ended already");
+		return client_refuse(client, ESRCH,
+			"the process has ended already, or is in a PID namespace that the daemon "
+			"can't see into");
 	if (result < 0)
 		return client_refuse(client, EBADF, "the descriptor of the ACK is not a pidfd");
 	result = pid_to_uid(pid, &uid);
