@@ -313,3 +313,12 @@ void parser_check_shares(struct config_parser *parser)
 		}
 	config_words_clear(&seen);
 }
+
+bool config_shares(const struct config *config)
+{
+	for (size_t i = 0; i < config->n_services; i++)
+		for (size_t k = 0; k < config->services[i]->n_listeners; k++)
+			if (config->services[i]->listeners[k]->share)
+				return true;
+	return false;
+}

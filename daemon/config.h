@@ -143,6 +143,9 @@ const struct listener_config *config_shared_by_users(const struct config *config
 /* Whether sockets of both can be in one group, under one program. */
 bool listener_config_same_socket(const struct listener_config *a, const struct listener_config *b);
 
+/* Whether some listener has Share=. */
+bool config_shares(const struct config *config);
+
 /* "tcp", "udp", "quic". */
 const char *transport_name(enum transport transport);
 /* "quic-lb", ...; "none" for CID_NONE. */

@@ -12,6 +12,7 @@
 #include "daemon/group-private.h"
 #include "daemon/group-quic.h"
 #include "daemon/group-share.h"
+#include "daemon/linger.h"
 #include "daemon/log.h"
 #include "daemon/privileges.h"
 #include "daemon/store.h"
@@ -214,6 +215,8 @@ int group_load(struct group *group, const struct listener_config *config,
 		result = inherit_maps(group, config, saved);
 	if (result < 0)
 		return result;
+	/* A signal interrupts the verifier (EAGAIN), which takes longer than close(2) may. */
+	linger_stop();
 	privileges_set_perfmon(true);
 	result = bpf_object__load(group->object);
 	privileges_set_perfmon(false);

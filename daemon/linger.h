@@ -20,5 +20,6 @@ void linger_init(void);
  * started again after it, the kernel does (SA_RESTART).
  */
 int linger_loop(struct sd_event *event);
-/* Before execve(2), which timers survive. */
+/* Before execve(2), which timers survive, and before what a signal must not interrupt; until the
+ * next event. */
 void linger_stop(void);

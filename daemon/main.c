@@ -333,10 +333,11 @@ static int make_state_directory(struct options *options, struct config *config)
 	return 0;
 }
 
-static int become_user(const char *user, unsigned wanted)
+static int become_user(const struct config *config, unsigned wanted)
 {
-	const char *step = "";
-	int result = privileges_drop(user, wanted, &step);
+	const char *step = "", *user = config->user;
+	unsigned share = config_shares(config) ? PRIVILEGE_SHARE : 0;
+	int result = privileges_drop(user, wanted | share, &step);
 
 	privileges_set_perfmon(false);
 	privileges_set_chown(false);
@@ -558,15 +559,15 @@ static int prepare_process(struct options *options, struct config *config, const
 	if (!config) {
 		result = config_from_json(&saved, json_object_get(state, "config"));
 		/* What was guarded before is so from the store. */
-		return result < 0 ? result : become_user(saved->user, options->privileges);
+		return result < 0 ? result : become_user(saved, options->privileges);
 	}
 	result = make_runtime_directory(options, config->user);
 	if (result >= 0)
 		result = make_state_directory(options, config);
 	if (result >= 0)
-		result = become_user(config->user,
-			options->privileges |
-				(config_shared_by_users(config) ? PRIVILEGE_NET_ADMIN : 0));
+		result = become_user(
+			config, options->privileges |
+					(config_shared_by_users(config) ? PRIVILEGE_NET_ADMIN : 0));
 	return result;
 }
 

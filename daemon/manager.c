@@ -245,6 +245,7 @@ struct manager *manager_free(struct manager *manager)
 
 	/* Whether systemd starts it again, only systemd knows. */
 	store_freeze(manager->store);
+	shares_stop(manager);
 	while (manager->clients) {
 		if (stays)
 			client_free(manager->clients);

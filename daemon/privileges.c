@@ -22,8 +22,8 @@ static int set_capabilities(unsigned wanted)
 
 	if (wanted & PRIVILEGE_ADOPT)
 		kept[n_kept++] = CAP_CHOWN;
-	/* Where there is one: adoption works without. */
-	if (wanted & PRIVILEGE_ADOPT && privileges_may(CAP_NET_RAW))
+	/* Where there is one: both work without, in part. */
+	if (wanted & (PRIVILEGE_ADOPT | PRIVILEGE_SHARE) && privileges_may(CAP_NET_RAW))
 		kept[n_kept++] = CAP_NET_RAW;
 	if (wanted & PRIVILEGE_NET_ADMIN)
 		kept[n_kept++] = CAP_NET_ADMIN;

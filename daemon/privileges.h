@@ -9,6 +9,7 @@
 #include <stdbool.h>
 
 #define PRIVILEGE_ADOPT (1u << 0)     /* CAP_CHOWN, CAP_NET_RAW */
+#define PRIVILEGE_SHARE (1u << 2)     /* CAP_NET_RAW */
 #define PRIVILEGE_NET_ADMIN (1u << 1) /* CAP_NET_ADMIN: Kick, SO_MARK, IP_TRANSPARENT */
 
 /*

@@ -33,7 +33,7 @@ static struct in6_addr mapped(struct in_addr address)
 	return result;
 }
 
-static int open_raw(int family)
+int redeliver_open(int family)
 {
 	const struct sockaddr_in ipv4 = {
 		.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -226,11 +226,11 @@ int redeliver(int standby, const struct listener_config *config)
 	datagram = malloc(sizeof(*datagram));
 	if (!datagram)
 		return -ENOMEM;
-	raw4 = open_raw(AF_INET);
+	raw4 = redeliver_open(AF_INET);
 	if (raw4 < 0)
 		return raw4;
 	if (family == AF_INET6)
-		raw6 = open_raw(AF_INET6);
+		raw6 = redeliver_open(AF_INET6);
 	if (family == AF_INET6 && raw6 < 0)
 		return raw6;
 	tell_addresses(standby, family, 1);

@@ -20,3 +20,6 @@
  * -EOPNOTSUPP (the listener is bound to a device, which is not the loopback one).
  */
 int redeliver(int standby, const struct listener_config *config);
+
+/* The raw socket for a family, or a negative errno: -EPERM (needs CAP_NET_RAW). */
+int redeliver_open(int family);

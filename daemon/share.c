@@ -215,6 +215,15 @@ void shares_tick(struct manager *manager)
 	}
 }
 
+void shares_stop(struct manager *manager)
+{
+	for (struct share *share = manager->shares; share; share = share->next)
+		for (uint32_t slot = 0; slot < SLOT_COUNT; slot++)
+			share->goes_on = share->goes_on ||
+					 (manager->slots[slot] && group_has_socket(share->group,
+									  (uint16_t)slot, NULL));
+}
+
 static void collect_place(const struct share *share, uint32_t place, bool *open, bool *held)
 {
 	const struct listener *listener = share->listeners[place];

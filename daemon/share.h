@@ -34,6 +34,7 @@ struct share {
 	enum cid_mode mode[SHARE_MAX];
 	struct share_rules *rules; /* as compiled last */
 	struct classifier *classifier;
+	bool goes_on; /* the daemon ends, and some worker has a socket still */
 };
 
 /*
@@ -47,6 +48,8 @@ void share_leave(struct listener *listener);
 /* The listeners are as they are to be: program, rules and classifier are told. */
 void shares_update(struct manager *manager);
 void shares_tick(struct manager *manager);
+/* The daemon ends: whether a classifier goes on is decided while it is known who is there. */
+void shares_stop(struct manager *manager);
 struct share *share_find(const struct manager *manager, uint32_t number);
 
 /* Which slots are somebody's, with all listeners of the share: as group_reconcile() wants them. */
