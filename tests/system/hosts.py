@@ -175,17 +175,18 @@ class Repeated(threading.Thread):
         return {"answered": self.answered, "lost": len(self.lost)}
 
 
-def curl(port, path, octets, http="--http3-only"):
+def curl(port, path, octets, http="--http3-only", name=None):
     """
     curl, by default over HTTP/3 alone, a new connection each time; answered: status 200, all of
-    the body. With its own first choice of key exchange, which takes two Initial datagrams, 2 of
+    the body. name: asked for, instead of the address. With its own first choice of key exchange, which takes two Initial datagrams, 2 of
     1000 requests to nginx 1.26 alone are never answered, with this one none.
     """
+    by_name = ["--resolve", f"{name}:{port}:127.0.0.1"] if name else []
     return Repeated(
-        command("curl", "--silent", "--show-error", "--insecure", http, "--max-time", 8,
+        command("curl", *by_name, "--silent", "--show-error", "--insecure", http, "--max-time", 8,
                 "--curves", "X25519",
                 "--output", "/dev/null", "--write-out", "%{http_code} %{size_download}",
-                f"https://127.0.0.1:{port}{path}"),
+                f"https://{name or '127.0.0.1'}:{port}{path}"),
         lambda done: done.returncode == 0 and done.stdout == f"200 {octets}")
 
 
@@ -237,9 +238,11 @@ def check_nothing_lost(counts, said):
 
 
 class Instances:
-    """Servers behind a daemon's service "web", by reuseport-run, each replaced by its name."""
+    """Servers behind a service of a daemon, by reuseport-run, each replaced by its name."""
 
-    def __init__(self, daemon, place, make_command, options):
+    def __init__(self, daemon, place, make_command, options, service="web", user=None):
+        self.service = service
+        self.user = user  # whose processes these are; None: root's
         self.daemon = daemon
         self.place = place
         self.make_command = make_command  # directory's name in the place -> arguments
@@ -253,32 +256,34 @@ class Instances:
         """Starts a server as this instance; the instance's process before, if any."""
         self.count += 1
         directory = f"server-{self.count}"
-        self.place.make(directory)
+        self.place.make(directory, self.user or NOBODY)
         process = harness.Process(
-            [harness.REUSEPORT_RUN, "--socket", self.daemon.worker_socket, "--service", "web",
+            [harness.REUSEPORT_RUN, "--socket", self.daemon.worker_socket, "--service", self.service,
              "--instance", name, *self.options, "--", *self.make_command(directory)],
-            self.place.directory / directory / "log")
+            self.place.directory / directory / "log", user=self.user, group=self.user,
+            extra_groups=None if self.user is None else [])
         before = self.running.get(name)
         self.running[name] = process
         self.processes.append(process)
 
         def active():
             assert process.returncode is None, process.output()
-            old = self.daemon.status_worker(before.slot) if before else None
+            old = self.daemon.status_worker(before.slot, self.service) if before else None
             return self.states(name).count("active") == self.n_active and \
                 (old is None or old["state"] == "draining")
         harness.poll_until(active, f"{name} is active")
-        process.slot = next(w["slot"] for w in self.daemon.status("web")["workers"]
+        process.slot = next(w["slot"] for w in self.daemon.status(self.service)["workers"]
                             if w["instance"] == name and w["state"] == "active")
         return before
 
     def states(self, name):
-        return [w["state"] for w in self.daemon.status("web")["workers"] if w["instance"] == name]
+        return [w["state"] for w in self.daemon.status(self.service)["workers"]
+                if w["instance"] == name]
 
     def retire(self, name):
         """Drains the instance without another in its place."""
         process = self.running.pop(name)
-        self.daemon.call("Drain", instance=name)
+        self.daemon.call("Drain", service=self.service, instance=name)
         return process
 
     def stop(self, number=signal.SIGTERM):

@@ -42,13 +42,13 @@ class QuicServer:
     """
 
     def __init__(self, certificate, log, *arguments, path=None, socket=None, service="web",
-                 instance=None, wait=True):
+                 instance=None, wait=True, user=None):
         command = [QUIC_SERVER, "--service", service, "--cert", certificate.certificate, "--key",
                    certificate.key, *arguments]
         if instance:
             command += ["--instance", instance]
         environment = {**os.environ, "REUSEPORT_SOCKET": str(path or log.parent / "absent")}
-        options = {}
+        options = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         if socket:
             # What systemd does for a socket unit: descriptor 3, LISTEN_PID. bash, since sh takes
             # no descriptor of two digits.
