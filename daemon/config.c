@@ -303,7 +303,7 @@ const struct listener_config *config_shared_by_users(const struct config *config
 	return NULL;
 }
 
-static bool same_address(const struct listener_config *a, const struct listener_config *b)
+bool listener_config_same_address(const struct listener_config *a, const struct listener_config *b)
 {
 	if ((a->transport == TRANSPORT_TCP) != (b->transport == TRANSPORT_TCP))
 		return false;
@@ -321,7 +321,8 @@ const struct listener_config *service_config_find_address(
 	for (size_t i = 0; i < service->n_listeners; i++) {
 		const struct listener_config *other = service->listeners[i];
 
-		if (other != listener && other->address_text && same_address(other, listener))
+		if (other != listener && other->address_text &&
+			listener_config_same_address(other, listener))
 			return other;
 	}
 	return NULL;

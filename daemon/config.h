@@ -138,6 +138,8 @@ int service_config_add_listener(struct service_config *service, struct listener_
 const struct listener_config *service_config_find_address(
 	const struct service_config *service, const struct listener_config *listener);
 
+/* Protocol, address and device; UDP and QUIC are one protocol. */
+bool listener_config_same_address(const struct listener_config *a, const struct listener_config *b);
 /* One of a share whose services allow different users, or NULL. */
 const struct listener_config *config_shared_by_users(const struct config *config);
 /* Whether sockets of both can be in one group, under one program. */

@@ -204,6 +204,70 @@ static struct listener *find_listener(
 	return NULL;
 }
 
+/* The listener that is open on the address, whatever its other options. */
+static const struct listener *find_open(
+	const struct manager *manager, const struct listener_config *config)
+{
+	for (const struct service *s = manager->services; s; s = s->next)
+		for (size_t i = 0; i < s->n_listeners; i++)
+			if (s->listeners[i] &&
+				listener_config_same_address(s->listeners[i]->config, config))
+				return s->listeners[i];
+	return NULL;
+}
+
+/* What can't be changed on an address that is in use: the workers' sockets and the maps are made
+ * for it. A list, to free(), or NULL. */
+static char *list_changes(const struct listener_config *a, const struct listener_config *b)
+{
+	const struct {
+		const char *name;
+		bool differs;
+	} options[] = {
+		{"the listener's name", strcmp(a->name, b->name) != 0},
+		{"ConnectionID=", a->cid_mode != b->cid_mode},
+		{"HostID=", a->host_id != b->host_id},
+		{"Flows=", a->n_flows != b->n_flows},
+		{"FlowTimeoutSec=", a->flow_timeout_usec != b->flow_timeout_usec},
+		{"Standby=", a->standby_hold != b->standby_hold},
+		{"StandbyTimeoutSec=", a->standby_timeout_usec != b->standby_timeout_usec},
+		{"BindIPv6Only=", a->ipv6_only != b->ipv6_only},
+		{"FreeBind=", a->free_bind != b->free_bind},
+		{"Transparent=", a->transparent != b->transparent},
+		{"Share=", strcmp(a->share ? a->share : "", b->share ? b->share : "") != 0},
+	};
+	char text[256] = "";
+	size_t n = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(options); i++)
+		if (options[i].differs)
+			n += (size_t)snprintf(
+				text + n, sizeof(text) - n, "%s%s", n ? ", " : "", options[i].name);
+	return *text ? strdup(text) : NULL;
+}
+
+/* Instead of who else may have the address: it is our own listener that is to be another one. */
+static void explain_in_use(
+	const struct manager *manager, const struct listener_config *config, char **ret_error)
+{
+	const struct listener *open = find_open(manager, config);
+	_cleanup_free_ char *changes = open ? list_changes(open->config, config) : NULL;
+	char *text;
+
+	if (!open ||
+		asprintf(&text,
+			"%s:%u: %s%scan't be changed while %s://%s is open (listener %s of "
+			"service %s) and its workers have sockets there: take the listener out and "
+			"reload, then put it in as it is to be and reload again, when its workers "
+			"have ended; or open it on another address",
+			config->file, config->line, changes ? changes : "the listener",
+			changes ? " " : "'s service ", transport_name(config->transport),
+			config->address_text, open->config->name, open->service->config->name) < 0)
+		return;
+	free(*ret_error);
+	*ret_error = text;
+}
+
 int service_prepare(struct service *service, struct service_config *config,
 	struct listener ***ret_fresh, char **ret_error)
 {
@@ -215,11 +279,14 @@ int service_prepare(struct service *service, struct service_config *config,
 	for (size_t i = 0; i < config->n_listeners && result >= 0; i++) {
 		struct listener *found = find_listener(service, config->listeners[i]);
 
-		if (found)
+		if (found) {
 			result = listener_prepare_keys(found, config->listeners[i], ret_error);
-		else
-			result = listener_new(
-				&fresh[i], service, config->name, config->listeners[i], ret_error);
+			continue;
+		}
+		result = listener_new(
+			&fresh[i], service, config->name, config->listeners[i], ret_error);
+		if (result == -EADDRINUSE)
+			explain_in_use(service->manager, config->listeners[i], ret_error);
 	}
 	if (result < 0) {
 		for (size_t i = 0; i < config->n_listeners; i++)

@@ -103,6 +103,33 @@ def test_reload_with_a_mistake_changes_nothing(start_daemon, configuration, how)
         harness.tcp_client(("127.0.0.1", 9090))
 
 
+@pytest.mark.parametrize("line, what", [
+    ("ConnectionID=nginx", "ConnectionID="), ("Flows=256", "Flows="),
+    ("Flows=256\nStandby=refuse", "Flows=, Standby=")])
+def test_what_can_not_be_changed_on_an_open_address_is_said(start_daemon, configuration, line, what):
+    quic = "[Service]\nAllowUser=root\n[Listener h3]\nListenQUIC=127.0.0.1:4433\n"
+    path = configuration.service("web", quic)
+    daemon = start_daemon("--config", configuration.directory)
+    worker = daemon.worker(instance="w")
+    configuration.service("web", quic + line + "\n")
+    refused = daemon.ctl("reload", check=False)
+    assert refused.returncode != 0
+    assert refused.stderr == (
+        f"reuseportctl: cannot reload the configuration: {path}:3: {what} can't be changed while "
+        "quic://127.0.0.1:4433 is open (listener h3 of service web) and its workers have sockets "
+        "there: take the listener out and reload, then put it in as it is to be and reload again, "
+        "when its workers have ended; or open it on another address\n")
+    assert daemon.status("web")["listeners"][0]["connection_id"] == "quic-lb"
+    # As it says.
+    configuration.service("web", quic.replace("4433", "4434"))
+    daemon.reload()
+    assert daemon.status("web")["listeners"][0]["address"] == "127.0.0.1:4434"
+    worker.leave()
+    configuration.service("web", quic + line + "\n")
+    daemon.reload()
+    assert daemon.status("web")["listeners"][0]["address"] == "127.0.0.1:4433"
+
+
 def test_reload_with_an_address_in_use_changes_nothing(start_daemon, configuration):
     configuration.service("web", GOOD)
     daemon = start_daemon("--config", configuration.directory)

@@ -93,18 +93,27 @@ def as_user(uid, each, host):
     return eval(text)  # of our own child: numbers by name
 
 
-def test_an_unspecified_address_disconnects_nothing(start_daemon):
-    """connect() with AF_UNSPEC is asked nobody about, and changes nothing on such a socket."""
-    daemon = start_daemon("--net-admin", "--listen", f"web=quic://127.0.0.1:{PORT}")
-    worker = daemon.worker(instance="w")
+@pytest.mark.parametrize("listen, to, stays", [
+    ("127.0.0.1", "127.0.0.1", True), ("0.0.0.0", "127.0.0.1", False), ("[::]", "127.0.0.1", False),
+    ("[::]", "::1", False)])
+def test_a_holder_that_dissolves_captures_nothing(start_daemon, listen, to, stays):
+    """
+    connect() with AF_UNSPEC asks no cgroup. On a wildcard address it takes the socket out of the
+    group (udp_disconnect() hashes it anew, Linux 6.18): the holder gets nothing any more, and
+    nobody else loses anything.
+    """
+    daemon = start_daemon("--net-admin", "--listen", f"web=quic://{listen}:{PORT}")
+    workers = [daemon.worker(instance=f"w{i}") for i in range(3)]
     address = ctypes.create_string_buffer(16)
-    assert harness.libc.connect(worker.socket.fileno(), address, 16) == 0
-    with harness.udp_client(("127.0.0.1", PORT)) as client:
-        packet = new_connections(1)[0]
-        client.send(packet)
-        received = harness.receive_datagrams([worker], 1)
-    assert received[0][1] == packet
-    assert daemon.status("web")["listeners"][0]["new_connections"] == 1
+    assert harness.libc.connect(workers[0].socket.fileno(), address, 16) == 0
+    with harness.udp_client((to, PORT)) as client:
+        packets = new_connections(60)
+        for octets in packets:
+            client.send(octets)
+        received = harness.receive_datagrams(workers, 60)
+    assert sorted(each[1] for each in received) == sorted(packets)
+    assert any(worker is workers[0] for worker, *_ in received) == stays
+    assert daemon.status("web")["listeners"][0]["new_connections"] == 60
 
 
 def test_a_service_can_not_harm_the_other(start_daemon, configuration):
