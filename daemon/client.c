@@ -404,14 +404,22 @@ void clients_tick(struct manager *manager)
 	}
 }
 
-json_t *client_to_json(const struct client *client)
+bool client_is_kept(const struct client *client)
 {
-	if (!client->entry)
-		return NULL;
-	return json_pack("{s:I, s:I, s:b, s:I, s:I, s:I}", "id", (json_int_t)client->id, "entry",
-		(json_int_t)client->entry, "greeted", client->greeted, "pid",
-		(json_int_t)client->peer.pid, "granting", (json_int_t)client->granting, "sequence",
-		(json_int_t)client->sequence);
+	return client->entry;
+}
+
+void client_write(const struct client *client, struct text *text)
+{
+	char json[160];
+
+	/* There are as many as workers, and all of it is numbers. */
+	snprintf(json, sizeof(json),
+		"{\"id\":%u,\"entry\":%u,\"greeted\":%s,\"pid\":%d,\"granting\":%u,"
+		"\"sequence\":%u}",
+		client->id, client->entry, client->greeted ? "true" : "false",
+		(int)client->peer.pid, client->granting, client->sequence);
+	text_add_string(text, json);
 }
 
 struct client *client_next(const struct client *client)

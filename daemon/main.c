@@ -513,8 +513,11 @@ static int go_on(struct manager **ret, sd_event *event, struct options *options,
 static int start(struct manager **ret, sd_event *event, struct config *config, struct store *store)
 {
 	_cleanup_free_ char *error = NULL;
-	int result = manager_new(ret, event, config, store, &error);
+	int result;
 
+	/* Of one that died before there was a state: its sockets have our addresses. */
+	store_forget_rest(store, false);
+	result = manager_new(ret, event, config, store, &error);
 	return result < 0 ? refuse_to_start("Cannot start", result, error) : 0;
 }
 

@@ -25,6 +25,7 @@
 #include "daemon/control.h"
 #include "daemon/keys.h"
 #include "daemon/watch.h"
+#include "daemon/state-text.h"
 #include "proto/protocol.h"
 
 struct client;
@@ -82,6 +83,7 @@ struct registration {
 	/* [worker * PROTOCOL_LISTENERS_MAX + index in granted]: listener.keys_version of the
 	 * connection-ID configuration that the client was sent last. */
 	uint32_t *told;
+	struct piece saved; /* last: of all that is before it, as it is in the state */
 };
 
 struct listener {
@@ -92,6 +94,7 @@ struct listener {
 	struct keys *keys;      /* QUIC, else NULL */
 	struct keys *next_keys; /* read by a reload that is not committed yet */
 	uint32_t keys_version;  /* of the current key, counted up by each change */
+	bool keys_ahead;        /* of the state, at the start: no worker was told of that change */
 	/* For each rotation but the current one: no later registration had its key. */
 	uint32_t last_registration[KEYS_MAX];
 	uint32_t number;             /* unique in the daemon, in events */
@@ -260,7 +263,8 @@ unsigned registration_undrain(struct registration *registration, int32_t slot);
 /* Looks which sockets are left; may free the registration. */
 void registration_check(struct registration *registration);
 
-json_t *registration_to_json(const struct registration *registration);
+/* As JSON; without memory text->failed is set. */
+void registration_write(struct registration *registration, struct text *text);
 /* client: NULL where its connection has ended. */
 int registration_resume(struct service *service, struct client *client, const json_t *json);
 
@@ -273,8 +277,9 @@ int adopt_socket(struct registration *registration, struct listener *listener, i
 	enum protocol_adopt_step step, uint32_t backlog, char *text);
 
 /* client.c */
-/* NULL: it is not to be kept. */
-json_t *client_to_json(const struct client *client);
+/* Whether the next process is to go on with it. */
+bool client_is_kept(const struct client *client);
+void client_write(const struct client *client, struct text *text);
 struct client *client_next(const struct client *client);
 int client_resume(struct manager *manager, const json_t *json);
 struct client *client_find(struct manager *manager, uint32_t id);

@@ -48,6 +48,7 @@ static void free_memory(struct registration *registration)
 {
 	if (!registration)
 		return;
+	piece_done(&registration->saved);
 	free(registration->told);
 	free(registration->workers);
 	free(registration);
@@ -308,6 +309,8 @@ void registration_ready(struct registration *registration)
 	const uint16_t *first = NULL;
 	uint32_t n = 0;
 
+	if (!registration->ready)
+		store_touch(registration->service->manager->store); /* it may have no worker yet */
 	registration->ready = true;
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		if (registration->workers[i].state == WORKER_JOINING) {
@@ -617,7 +620,7 @@ static json_t *adopting_to_json(const struct registration *registration)
 		registration->drained, "adopted", (json_int_t)registration->adopted_usec);
 }
 
-json_t *registration_to_json(const struct registration *registration)
+static json_t *registration_to_json(const struct registration *registration)
 {
 	json_t *workers = json_array(), *granted = json_array();
 	uint32_t client = registration->client ? client_id(registration->client) : 0;
@@ -634,6 +637,35 @@ json_t *registration_to_json(const struct registration *registration)
 		(json_int_t)registration->drain_untold, "ready_since",
 		(json_int_t)registration->ready_usec, "workers", workers, "granted", granted,
 		"told", told_to_json(registration), "adopting", adopting_to_json(registration));
+}
+
+void registration_write(struct registration *registration, struct text *text)
+{
+	const uint32_t client = registration->client ? client_id(registration->client) : 0;
+	size_t n = MAX(registration->n_workers, registration->max_workers);
+	uint32_t versions[PROTOCOL_LISTENERS_MAX] = {0};
+	const struct iovec parts[] = {
+		{registration, offsetof(struct registration, saved)},
+		{registration->workers, n * sizeof(*registration->workers)},
+		{registration->told, n * PROTOCOL_LISTENERS_MAX * sizeof(*registration->told)},
+		{versions, sizeof(versions)},
+		{(void *)&client, sizeof(client)},
+	};
+
+	/* What it is told of is compared with these. */
+	for (uint32_t k = 0; k < registration->n_granted; k++) {
+		const struct listener *listener =
+			listener_of_number(registration->service, registration->granted[k]);
+
+		versions[k] = listener ? listener->keys_version + 1 : 0;
+	}
+	if (!piece_is_of(&registration->saved, parts, ARRAY_SIZE(parts)))
+		piece_set(&registration->saved, parts, ARRAY_SIZE(parts),
+			registration_to_json(registration));
+	if (!registration->saved.octets)
+		text->failed = true;
+	else
+		text_add(text, registration->saved.octets, registration->saved.length);
 }
 
 static uint64_t number_of(const json_t *json, const char *name)
@@ -672,7 +704,8 @@ static void resume_granted(struct registration *registration, const json_t *json
 			listener_of_number(registration->service, registration->granted[k]);
 
 		for (uint32_t w = 0; listener && w < registration->n_workers; w++)
-			registration->told[w * PROTOCOL_LISTENERS_MAX + k] = listener->keys_version;
+			registration->told[w * PROTOCOL_LISTENERS_MAX + k] =
+				listener->keys_version - listener->keys_ahead;
 	}
 	json_array_foreach(told, i, entry) registration
 		->told[json_integer_value(json_array_get(entry, 0)) * PROTOCOL_LISTENERS_MAX +

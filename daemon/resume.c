@@ -26,53 +26,71 @@
 #include "daemon/state-config.h"
 #include "daemon/store.h"
 
-static json_t *service_to_json(const struct service *service)
+static void write_service(struct text *text, const struct service *service)
 {
 	const struct manager *manager = service->manager;
-	json_t *listeners = json_array(), *registrations = json_array();
+	json_t *listeners = json_array();
+	const char *comma = "";
 
 	for (size_t i = 0; i < service->n_listeners; i++)
 		if (service->listeners[i])
 			json_array_append_new(listeners, listener_to_json(service->listeners[i]));
+	text_add_object_open(
+		text, json_pack("{s:o, s:b, s:i, s:o}", "config",
+			      service_config_to_json(service->config), "removed", service->removed,
+			      "reserved_slot", service->reserved_slot, "listeners", listeners));
+	text_add_string(text, ",\"registrations\":[");
 	/* An unfinished registration ends with the process, unless the next one begins at once. */
-	for (const struct registration *r = service->registrations; r; r = r->next)
-		if (r->acked || manager->orderly)
-			json_array_append_new(registrations, registration_to_json(r));
-	return json_pack("{s:o, s:b, s:i, s:o, s:o}", "config",
-		service_config_to_json(service->config), "removed", service->removed,
-		"reserved_slot", service->reserved_slot, "listeners", listeners, "registrations",
-		registrations);
+	for (struct registration *r = service->registrations; r; r = r->next) {
+		if (!r->acked && !manager->orderly)
+			continue;
+		text_add_string(text, comma);
+		registration_write(r, text);
+		comma = ",";
+	}
+	text_add_string(text, "]}");
 }
 
-static json_t *to_json(const struct manager *manager)
+static void write_all(struct text *text, const struct manager *manager)
 {
-	json_t *services = json_array(), *clients = json_array();
+	const char *comma = "";
 
-	for (const struct service *s = manager->services; s; s = s->next)
-		json_array_append_new(services, service_to_json(s));
-	for (const struct client *c = manager->clients; c; c = client_next(c)) {
-		json_t *client = client_to_json(c);
-
-		if (client)
-			json_array_append_new(clients, client);
+	text_add_object_open(text,
+		json_pack("{s:o, s:o, s:s, s:o, s:s?, s:I, s:I, s:I, s:I, s:I}", "guard",
+			guard_to_json(manager->guard), "shares", shares_to_json(manager), "version",
+			VERSION, "config", config_to_json(manager->config), "state_directory",
+			manager->state_directory, "ring", (json_int_t)manager->ring_entry,
+			"next_slot", (json_int_t)manager->next_slot, "next_registration",
+			(json_int_t)manager->next_registration, "next_listener",
+			(json_int_t)manager->next_listener, "next_client",
+			(json_int_t)manager->next_client));
+	text_add_string(text, ",\"services\":[");
+	for (const struct service *s = manager->services; s; s = s->next) {
+		text_add_string(text, comma);
+		write_service(text, s);
+		comma = ",";
 	}
-	return json_pack("{s:o, s:o, s:s, s:o, s:s?, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "guard",
-		guard_to_json(manager->guard), "shares", shares_to_json(manager), "version",
-		VERSION, "config", config_to_json(manager->config), "state_directory",
-		manager->state_directory, "ring", (json_int_t)manager->ring_entry, "next_slot",
-		(json_int_t)manager->next_slot, "next_registration",
-		(json_int_t)manager->next_registration, "next_listener",
-		(json_int_t)manager->next_listener, "next_client", (json_int_t)manager->next_client,
-		"services", services, "clients", clients);
+	text_add_string(text, "],\"clients\":[");
+	comma = "";
+	for (const struct client *c = manager->clients; c; c = client_next(c)) {
+		if (!client_is_kept(c))
+			continue;
+		text_add_string(text, comma);
+		client_write(c, text);
+		comma = ",";
+	}
+	text_add_string(text, "]}");
 }
 
 static int write_state(void *user_data)
 {
 	struct manager *manager = user_data;
-	json_t *json = to_json(manager);
-	int result = json ? state_write(manager->state, json) : -ENOMEM;
+	struct text text = {0};
+	int result;
 
-	json_decref(json);
+	write_all(&text, manager);
+	result = text.failed ? -ENOMEM : state_write_text(manager->state, text.octets, text.length);
+	text_done(&text);
 	if (result < 0 && !manager->state_failed)
 		log_warning(
 			"cannot keep the state for the next start of the daemon: %s; it would go "

@@ -130,6 +130,7 @@ static int resume_keys(struct listener *listener, const json_t *json, char **ret
 	if (before && before->current != listener->keys->current) {
 		listener->last_registration[before->current] = manager->next_registration;
 		listener->keys_version++;
+		listener->keys_ahead = true;
 	}
 	keys_free(before);
 	group_quic_set_keys(listener->group->quic, listener->group->number,

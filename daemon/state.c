@@ -191,7 +191,7 @@ static int write_all(int fd, const char *octets, size_t n, uint64_t offset)
 	return 0;
 }
 
-static int write_text(struct state *state, const char *text, size_t length)
+int state_write_text(struct state *state, const char *text, size_t length)
 {
 	struct header *header = state->header;
 	uint32_t spare = !header->current;
@@ -222,7 +222,7 @@ int state_write(struct state *state, const json_t *json)
 	if (!text)
 		return -ENOMEM;
 	length = strlen(text);
-	result = write_text(state, text, length);
+	result = state_write_text(state, text, length);
 	explicit_bzero(text, length);
 	free(text);
 	return result;

@@ -31,6 +31,8 @@ int state_fd(const struct state *state);
 
 /* On failure (-ENOMEM, -ENOSPC, -EFBIG) what was written before stays current. */
 int state_write(struct state *state, const json_t *json);
+/* The same, of a JSON object that is text already. */
+int state_write_text(struct state *state, const char *text, size_t length);
 /* The current one, a new reference. -ENODATA: nothing was written yet. -EBADMSG: both halves are
  * damaged, or it is no JSON. */
 int state_read(const struct state *state, json_t **ret);

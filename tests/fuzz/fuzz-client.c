@@ -20,6 +20,7 @@
 #include "daemon/peer.c"
 #include "daemon/registration.c"
 #include "daemon/state.c"
+#include "daemon/state-text.c"
 #include "daemon/store.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -16,6 +16,7 @@ import harness
 import hosts
 from classifier_process import Classifier, ClientSide
 from quic_plane import Plane
+from store import StoredDaemon
 
 TEST_SECONDS = 150 * harness.PATIENCE
 
@@ -141,6 +142,32 @@ def place(tree):
     result.certificate()
     yield result
     result.remove()
+
+
+@pytest.fixture(scope="session")
+def die_at(tmp_path_factory):
+    program = tmp_path_factory.mktemp("die") / "die_at"
+    harness.run("cc", "-O2", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-o", program,
+                pathlib.Path(__file__).with_name("die_at.c"))
+    return program
+
+
+@pytest.fixture
+def stored(netns, configuration):
+    daemons = []
+
+    def start(*arguments, **options):
+        daemon = StoredDaemon(["--config", configuration.directory, *arguments], **options)
+        daemons.append(daemon)
+        return daemon
+
+    yield start
+    for daemon in daemons:
+        try:
+            if daemon.alive():
+                assert daemon.stop() == 0
+        finally:
+            daemon.cleanup()
 
 
 @pytest.fixture(scope="session")

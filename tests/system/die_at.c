@@ -2,6 +2,9 @@
 /*
  * die_at PID N: kills a process at the N-th stop from now on, each system call having two: before
  * it is done, when it never will be, and after. N 0: never.
+ * die_at run N PROGRAM [ARGUMENT]...: the same from the program's first one on. This process
+ * becomes the program, so that what it was given by its number stays right; a child of it traces,
+ * says nothing, and is killed by whoever has seen enough.
  *
  * WHY: a state must be fit to go on from wherever its writer ended, and system calls are where it
  * touches the world. Says "attached" when counting begins, and at the end how many stops there
@@ -52,12 +55,61 @@ static int wait_for_either(int signals)
 	return fds[0].revents != 0;
 }
 
+/* Kills its parent at the n-th stop after it has executed the program. */
+static int trace_parent(long n, int go)
+{
+	pid_t pid = getppid();
+	int status, executed = 0;
+
+	if (ptrace(PTRACE_SEIZE, pid, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEEXEC) < 0)
+		return die("seize");
+	/* What it was given is not this one's to hold. */
+	close_range(3, (unsigned)go - 1, 0);
+	close_range((unsigned)go + 1, ~0u, 0);
+	if (ptrace(PTRACE_INTERRUPT, pid, NULL, NULL) < 0 || close(go) < 0)
+		return die("interrupt");
+	while (n > 0 && waitpid(pid, &status, __WALL) == pid) {
+		int stop = next_stop(pid, status);
+
+		if (stop < 0)
+			return 0;
+		executed |= status >> 8 == (SIGTRAP | PTRACE_EVENT_EXEC << 8);
+		if (!stop)
+			continue;
+		if (executed && --n == 0)
+			kill(pid, SIGKILL);
+		ptrace(PTRACE_SYSCALL, pid, NULL, NULL);
+	}
+	return 0;
+}
+
+static int run(long n, char **argv)
+{
+	int go[2];
+	char octet;
+	pid_t pid;
+
+	if (pipe(go) < 0 || (pid = fork()) < 0)
+		return die("fork");
+	if (pid == 0)
+		_exit(trace_parent(n, go[1]));
+	close(go[1]);
+	if (read(go[0], &octet, 1) < 0)
+		return die("wait");
+	close(go[0]);
+	execv(argv[0], argv);
+	return die(argv[0]);
+}
+
 int main(int argc, char **argv)
 {
 	pid_t pid = argc == 3 ? atoi(argv[1]) : 0;
 	long n = argc == 3 ? atol(argv[2]) : 0, seen = 0;
 	int status, ended = 0, signals;
 	sigset_t set;
+
+	if (argc > 3 && strcmp(argv[1], "run") == 0)
+		return run(atol(argv[2]), argv + 3);
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);

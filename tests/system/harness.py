@@ -3,6 +3,7 @@
 What every system test stands on: a network namespace of its own, a daemon in it, and ways to wait
 for a condition instead of for time to pass.
 """
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -390,13 +391,14 @@ def adopt_orphans():
 
 def reap_keepers():
     """Not every machine's first process does."""
+    children = []
     for task in pathlib.Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text().split()):
-            try:
-                if pathlib.Path(f"/proc/{pid}/comm").read_text() == "reuseport-keep\n":
-                    os.waitpid(pid, os.WNOHANG)
-            except (FileNotFoundError, ProcessLookupError, ChildProcessError):
-                pass
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended
+            children += map(int, (task / "children").read_text().split())
+    for pid in children:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, ChildProcessError):
+            if pathlib.Path(f"/proc/{pid}/comm").read_text() in ("reuseport-keep\n", "die_at\n"):
+                os.waitpid(pid, os.WNOHANG)
 
 
 # Clients and what a worker does with them

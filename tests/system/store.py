@@ -102,6 +102,14 @@ class Notification:
             self.stored = kept
             return list(kept)
 
+    def forget(self):
+        """All that is stored, as at a stop."""
+        self.take()
+        with self.changed:
+            for _, descriptor, _ in self.stored:
+                os.close(descriptor)
+            self.stored = []
+
     def names(self):
         with self.changed:
             return [name for name, _, _ in self.stored]
