@@ -126,9 +126,9 @@ static uint64_t now_msec(void)
 }
 
 /* Signals come all the time while the daemon handles an event (linger.h). */
-static int wait_for(const struct keeper *keeper, short events)
+static int wait_for(int fd, short events)
 {
-	struct pollfd poll_fd = {.fd = keeper->socket, .events = events};
+	struct pollfd poll_fd = {.fd = fd, .events = events};
 	uint64_t end = now_msec() + ANSWER_MSEC, now;
 	int n = -1;
 
@@ -149,7 +149,7 @@ static int send_message(struct keeper *keeper, enum keeper_type type, uint32_t n
 	keeper->message.header.n = n;
 	keeper->message.n_fds = n_fds;
 	while ((result = keeper_send(keeper->socket, &keeper->message)) == -EAGAIN) {
-		result = wait_for(keeper, POLLOUT);
+		result = wait_for(keeper->socket, POLLOUT);
 		if (result < 0)
 			return result;
 	}
@@ -161,7 +161,7 @@ static int receive_message(struct keeper *keeper, enum keeper_type type, struct 
 	int result;
 
 	while ((result = keeper_receive(keeper->socket, ret)) == -EAGAIN) {
-		result = wait_for(keeper, POLLIN);
+		result = wait_for(keeper->socket, POLLIN);
 		if (result < 0)
 			return result;
 	}
@@ -206,9 +206,12 @@ int keeper_sync(struct keeper *keeper)
 		       : receive_message(keeper, KEEPER_DONE, &keeper->message);
 }
 
-void keeper_leave(struct keeper *keeper)
+void keeper_leave(struct keeper *keeper, bool ends)
 {
-	send_message(keeper, KEEPER_LEAVE, 0, 0);
+	if (send_message(keeper, KEEPER_LEAVE, 0, 0) < 0 || !ends || keeper->pidfd < 0)
+		return;
+	shutdown(keeper->socket, SHUT_WR);
+	wait_for(keeper->pidfd, POLLIN);
 }
 
 void keeper_forget(struct keeper *keeper)

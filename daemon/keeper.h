@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -41,6 +42,8 @@ int keeper_remove(struct keeper *keeper, uint32_t number);
 int keeper_take(struct keeper *keeper, uint32_t after, struct keeper_message *ret);
 /* Returns when all that came before is done. */
 int keeper_sync(struct keeper *keeper);
-/* This daemon ends in order; or has all that the keeper has in another place, and it may end. */
-void keeper_leave(struct keeper *keeper);
+/* This daemon ends in order. ends: so does the keeper, it has no process of a worker: waits until
+ * its sockets are closed, so that their addresses are free when the daemon is gone. */
+void keeper_leave(struct keeper *keeper, bool ends);
+/* This daemon has all that the keeper has in another place, and it may end. */
 void keeper_forget(struct keeper *keeper);

@@ -70,13 +70,17 @@ void store_keeper_remove(struct store *store, const struct entry *entry)
 
 void store_keeper_leave(struct store *store)
 {
-	for (size_t i = 0; i < store->n && store->keeper; i++)
+	bool processes = false;
+
+	for (size_t i = 0; i < store->n && store->keeper; i++) {
+		processes |= store->entries[i].kind == STORE_PIDFD && !store->entries[i].here_only;
 		if (store->entries[i].kind == STORE_DOOR)
 			store_keeper_remove(store, &store->entries[i]);
+	}
 	if (!store->keeper)
 		return;
 	keeper_sync(store->keeper); /* when the process has ended, the doors have gone */
-	keeper_leave(store->keeper);
+	keeper_leave(store->keeper, !processes);
 }
 
 /* Those of one batch; what can't be taken is closed. */

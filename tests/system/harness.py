@@ -380,8 +380,9 @@ def end_keeper(runtime):
     """It stays as long as workers do, and these are often the tests themselves."""
     pid = keeper_pid(runtime)
     if pid:
+        process = os.pidfd_open(pid)  # readable when all that it had is closed
         os.kill(pid, signal.SIGKILL)
-        poll_until(lambda: keeper_pid(runtime) is None, "the keeper has ended")
+        wait_readable([os.fdopen(process)], DEADLINE)
 
 
 def adopt_orphans():
