@@ -197,7 +197,11 @@ class ApiLoad(threading.Thread):
         first = api_client(*common, "--script", "request:5", "--save-session", self.sessions)
         quic_programs.check(first, connections=10, answered=50, sessions_saved=10)
         second = api_client(*common, "--script", "request:5", "--resume", self.sessions, "--early-data")
-        quic_programs.check(second, connections=10, answered=50, resumed=10, early_data_accepted=10)
+        # A server takes no early data under a ticket from before it began (replays); the client then
+        # sends it again.
+        early, again = second["early_data_accepted"], second["early_data_rejected"]
+        quic_programs.check(second, connections=10, answered=50, resumed=10, early_data_rejected=again)
+        assert early + again == 10
         for account in (first, second):
             self.counts["connections"] += account["connections"]
             self.counts["answered"] += account["answered"]
@@ -215,15 +219,19 @@ class ApiLoad(threading.Thread):
         wanted = self.counts["answered"] + more
 
         def reached():
-            assert self.error is None, self.error
+            self.check()
             return self.counts["answered"] >= wanted
         harness.poll_until(reached, "requests to the API go on", hosts.DEADLINE, interval=0.05)
 
     def finish(self):
         self.ending.set()
         self.join()
-        assert self.error is None, self.error
+        self.check()
         return self.counts
+
+    def check(self):
+        if self.error:
+            raise AssertionError("the load of the API") from self.error
 
 
 def shop_clients(place):
