@@ -174,6 +174,10 @@ int shared(struct sk_reuseport_md *ctx)
 		if (pass_to(ctx, named))
 			return SK_PASS;
 	}
+	if (share_state.modes & 1u << QUIC_MODE_REGISTERED && pass_registered(ctx))
+		return SK_PASS;
+	if (share_state.modes & 1u << QUIC_MODE_NGINX && pass_nginx(ctx))
+		return SK_PASS;
 	return shared_rest(ctx, named);
 }
 
