@@ -18,6 +18,7 @@ import systemd_host
 from systemd_host import EXAMPLES, UNITS
 
 BUILD_SECONDS = 900 * harness.PATIENCE
+MACHINE_SECONDS = 300 * harness.PATIENCE
 SERVICE = "reuseportd.service"
 SOCKETS = ("reuseportd-control.socket", "reuseportd-worker.socket")
 PACKAGES = ("libreuseport-dev", "libreuseport0", "reuseportd")
@@ -33,7 +34,6 @@ def built(system, tmp_path_factory):
     """The directory that scripts/package has put the packages into."""
     if not shutil.which("apt-get"):
         pytest.skip("packages are for Debian, and there is no apt-get here")
-    signal.alarm(BUILD_SECONDS)
     directory = tmp_path_factory.mktemp("packages")
     # What meson test and the tests of this directory are told is not for the tests of the build.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("REUSEPORT_", "DEB_"))}
@@ -149,7 +149,7 @@ class PackageMachine(systemd_host.Machine):
 
 @pytest.fixture
 def fresh(built):
-    signal.alarm(BUILD_SECONDS)
+    signal.alarm(MACHINE_SECONDS)
     try:
         machine = PackageMachine("bookworm", built)
     except systemd_host.CannotBoot as error:
