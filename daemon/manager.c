@@ -230,6 +230,9 @@ int manager_new(struct manager **ret, sd_event *event, struct config *config, st
 
 void manager_stop(struct manager *manager)
 {
+	store_commit(manager->store);
+	/* A worker's socket that was a standby a moment ago has no duplicate any more. */
+	store_sync(manager->store);
 	clients_let_go(manager);
 	for (struct service *s = manager->services; s; s = s->next)
 		for (struct registration *r = s->registrations, *next; r; r = next) {

@@ -315,6 +315,12 @@ void store_settle(struct store *store)
 	store->n = n;
 }
 
+void store_sync(struct store *store)
+{
+	if (store->keeper && keeper_sync(store->keeper) < 0)
+		store_keeper_lost(store);
+}
+
 void store_set_writer(struct store *store, store_writer writer, void *user_data)
 {
 	store->writer = writer;
@@ -429,8 +435,8 @@ void store_forget_rest(struct store *store, bool doors_too)
 		return;
 	if (store->systemd)
 		sd_notify_barrier(0, BARRIER_USEC);
-	else if (store->keeper && keeper_sync(store->keeper) < 0)
-		store_keeper_lost(store);
+	else
+		store_sync(store);
 }
 
 bool store_outlives(const struct store *store)

@@ -71,6 +71,8 @@ void store_move(struct store *store, uint32_t number, int fd);
  */
 void store_drop(struct store *store, uint32_t number, int fd);
 void store_settle(struct store *store);
+/* Waits until the keeper has done what it was told. */
+void store_sync(struct store *store);
 
 /*
  * Who writes the state, and when. store_put() and store_drop() count as a change, store_touch()
