@@ -380,30 +380,37 @@ static int write_file(const char *path, bool openmetrics, const json_t *status)
 	return CTL_OK;
 }
 
-static void list_metrics(const struct ctl *ctl)
+static void list_for_programs(const struct ctl *ctl)
 {
-	struct ctl_table table = {.legend = ctl->legend, .colour = ctl->colour};
 	json_t *list = json_array();
 
-	ctl_add_column(&table, "METRIC", false);
-	ctl_add_column(&table, "TYPE", false);
-	ctl_add_column(&table, "MEANING", false);
 	for (const struct ctl_metric *metric = ctl_metrics; metric->name; metric++) {
-		char *name =
+		_cleanup_free_ char *name =
 			ctl_format(PREFIX "%s%s", metric->name, ctl_metric_suffix(metric->type));
 
 		json_array_append_new(
 			list, json_pack("{s:s?, s:s, s:s}", "name", name, "type",
 				      type_names[metric->type], "help", metric->help));
-		ctl_add_cell(&table, name, NULL);
+	}
+	ctl_print_json(ctl, list);
+	json_decref(list);
+}
+
+static void list_for_people(const struct ctl *ctl)
+{
+	struct ctl_table table = {.legend = ctl->legend, .colour = ctl->colour};
+
+	ctl_add_column(&table, "METRIC", false);
+	ctl_add_column(&table, "TYPE", false);
+	ctl_add_column(&table, "MEANING", false);
+	for (const struct ctl_metric *metric = ctl_metrics; metric->name; metric++) {
+		ctl_add_cell(&table,
+			ctl_format(PREFIX "%s%s", metric->name, ctl_metric_suffix(metric->type)),
+			NULL);
 		ctl_add_cell(&table, ctl_format("%s", type_names[metric->type]), NULL);
 		ctl_add_cell(&table, ctl_format("%s", metric->help), NULL);
 	}
-	if (ctl->json != CTL_JSON_OFF)
-		ctl_print_json(ctl, list);
-	else
-		ctl_print_table(&table);
-	json_decref(list);
+	ctl_print_table(&table);
 }
 
 int ctl_run_metrics(const struct ctl *ctl, int argc, char **argv)
@@ -416,7 +423,10 @@ int ctl_run_metrics(const struct ctl *ctl, int argc, char **argv)
 	if (format && !openmetrics && strcmp(format, "prometheus") != 0)
 		return ctl_usage("--format is prometheus or openmetrics, not", format);
 	if (ctl_get(ctl, OPTION_LIST)) {
-		list_metrics(ctl);
+		if (ctl->json != CTL_JSON_OFF)
+			list_for_programs(ctl);
+		else
+			list_for_people(ctl);
 		return CTL_OK;
 	}
 	if (ctl->json != CTL_JSON_OFF)
