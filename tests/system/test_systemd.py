@@ -6,6 +6,7 @@ service, mistakes that an operator sees, the journal, least privilege, and a ser
 import json
 import os
 import re
+import subprocess
 import time
 
 import pytest
@@ -214,7 +215,8 @@ def test_watchdog_replaces_a_daemon_that_hangs(machine):
 
 def test_journal_has_the_events_with_their_fields(machine):
     start_example(machine, 1)
-    slot = status(machine)["services"][0]["workers"][0]["slot"]
+    found, = status(machine)["services"][0]["workers"]
+    slot = found["slot"]
     pid = main_pid(machine)
     assert "1" in machine.output("reuseportctl", "drain", "web@1")
     harness.poll_until(lambda: not status(machine)["services"][0]["workers"], "the worker is gone")
@@ -223,13 +225,15 @@ def test_journal_has_the_events_with_their_fields(machine):
         found = machine.journal(f"MESSAGE_ID={EVENTS[event]}", f"_PID={pid}")
         assert len(found) == 1, (event, found)
         return {key: found[0].get(key) for key in
-                ("SERVICE", "LISTENER", "INSTANCE", "SLOT", "PRIORITY", "SYSLOG_IDENTIFIER", "_SYSTEMD_UNIT")}
+                ("SERVICE", "LISTENER", "INSTANCE", "SLOT", "OBJECT_PID", "PRIORITY", "SYSLOG_IDENTIFIER", "_SYSTEMD_UNIT")}
 
     common = {"PRIORITY": "6", "SYSLOG_IDENTIFIER": "reuseportd", "_SYSTEMD_UNIT": SERVICE,
-              "SERVICE": "web", "LISTENER": None, "INSTANCE": None, "SLOT": None}
-    worker = {**common, "INSTANCE": "web@1", "SLOT": str(slot)}
+              "SERVICE": "web", "LISTENER": None, "INSTANCE": None, "SLOT": None,
+              "OBJECT_PID": None}
+    worker = {**common, "INSTANCE": "web@1", "SLOT": str(slot), "OBJECT_PID": str(found["pid"])}
     assert entry("READY") == {**common, "SERVICE": None}
     assert entry("LISTENER_OPEN") == {**common, "LISTENER": "http"}
+    assert entry("WORKER_REGISTERED") == worker
     assert entry("WORKER_ACTIVE") == worker
     assert entry("WORKER_DRAINING") == worker
     assert entry("WORKER_GONE") == worker
@@ -401,3 +405,80 @@ def test_varlinkctl_introspects_and_calls(machine):
     refused = machine.run("varlinkctl", "call", address, "io.reuseport.Control.Status", '{"service":"no"}',
                           check=False)
     assert refused.returncode != 0 and "io.reuseport.Control.NoSuchService" in refused.stdout + refused.stderr
+
+
+def test_varlinkctl_follows_what_changes(machine):
+    if not machine.name.endswith("trixie"):
+        pytest.skip("varlinkctl comes with systemd 255, Debian 12 has 252")
+    machine.run("systemctl", "start", SERVICE)
+    call = ["varlinkctl", "call", "--json=short", "--more", "/run/reuseportd/control.sock",
+            "io.reuseport.Control.Monitor", "{}"]
+    monitor = subprocess.Popen(machine.command(*call), stdout=subprocess.PIPE, text=True)
+    try:
+        first = json.loads(monitor.stdout.readline())
+        assert [service["name"] for service in first["services"]] == ["web"]
+        start_example(machine, 1)
+        events = [json.loads(monitor.stdout.readline())["event"] for _ in range(2)]
+        assert [(e["kind"], e["instance"]) for e in events] == [("registered", "web@1"), ("ready", "web@1")]
+    finally:
+        monitor.kill()
+        monitor.wait()
+        monitor.stdout.close()
+    call.remove("--more")
+    refused = machine.run(*call, check=False)
+    assert refused.returncode != 0 and "ExpectedMore" in refused.stdout + refused.stderr
+
+
+def test_kick_needs_its_drop_in(machine):
+    start_example(machine, 1)
+    kick = ["reuseportctl", "kick", "web@1"]
+    refused = machine.run(*kick, check=False)
+    assert refused.returncode != 0 and "net-admin.conf" in refused.stderr
+    machine.run("install", "-D", "-m644", f"{EXAMPLES}/net-admin.conf", f"{UNITS}/{SERVICE}.d/net-admin.conf")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", SERVICE)
+    assert "net-admin" in status(machine)["daemon"]["features"]
+    assert machine.run(*kick).returncode == 0
+    kicked, = machine.journal(f"MESSAGE_ID={EVENTS['WORKER_KICKED']}", f"_PID={main_pid(machine)}")
+    assert (kicked["INSTANCE"], kicked["PRIORITY"]) == ("web@1", "5")
+
+
+STRAY = """pid /run/stray/pid;
+error_log /dev/null;
+events {}
+http {
+	access_log off;
+	client_body_temp_path /run/stray/body;
+	proxy_temp_path /run/stray/proxy;
+	fastcgi_temp_path /run/stray/fastcgi;
+	uwsgi_temp_path /run/stray/uwsgi;
+	scgi_temp_path /run/stray/scgi;
+	server { listen 0.0.0.0:80 reuseport; }
+}
+"""
+
+
+@pytest.mark.parametrize("group", ["reuseport", "nogroup"])
+def test_stranger_is_told_with_its_unit(machine, group):
+    """Of another group's process the daemon sees no descriptor, but the socket's cgroup."""
+    machine.run("systemctl", "start", SERVICE)
+    machine.write("/etc/stray.conf", STRAY)
+    machine.run("systemd-run", "--unit=stray", "--uid=reuseport", f"--gid={group}",
+                "--property=RuntimeDirectory=stray", "--property=AmbientCapabilities=CAP_NET_BIND_SERVICE",
+                "nginx", "-c", "/etc/stray.conf", "-g", "daemon off;")
+    try:
+        def entries():
+            return machine.journal(f"MESSAGE_ID={EVENTS['STRANGER']}", f"_PID={main_pid(machine)}")
+
+        entry, = harness.poll_until(entries, "the daemon tells of it", 30)
+        stray = machine.show("stray.service", "MainPID")
+        shown, = status(machine)["services"][0]["listeners"][0]["strangers"]
+        assert shown["unit"] == "stray.service"
+        assert entry["MESSAGE"].endswith("unit stray.service")
+        assert (entry["SERVICE"], entry["LISTENER"], entry["PRIORITY"]) == ("web", "http", "4")
+        if group == "reuseport":
+            assert (str(shown["pid"]), shown["command"], entry["OBJECT_PID"]) == (stray, "nginx", stray)
+        else:
+            assert (shown["pid"], shown["command"], entry.get("OBJECT_PID")) == (None, None, None)
+    finally:
+        machine.run("systemctl", "stop", "stray.service", check=False)
