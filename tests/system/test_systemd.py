@@ -414,11 +414,15 @@ def test_varlinkctl_follows_what_changes(machine):
     call = ["varlinkctl", "call", "--json=short", "--more", "/run/reuseportd/control.sock",
             "io.reuseport.Control.Monitor", "{}"]
     monitor = subprocess.Popen(machine.command(*call), stdout=subprocess.PIPE, text=True)
+
+    def reply():
+        return json.loads(monitor.stdout.readline().lstrip("\x1e"))  # RFC 7464
+
     try:
-        first = json.loads(monitor.stdout.readline())
+        first = reply()
         assert [service["name"] for service in first["services"]] == ["web"]
         start_example(machine, 1)
-        events = [json.loads(monitor.stdout.readline())["event"] for _ in range(2)]
+        events = [reply()["event"] for _ in range(2)]
         assert [(e["kind"], e["instance"]) for e in events] == [("registered", "web@1"), ("ready", "web@1")]
     finally:
         monitor.kill()
