@@ -157,14 +157,14 @@ static int send_grant(struct client *client, uint32_t index)
 	struct registration *registration = client->registration;
 	struct service *service = registration->service;
 	struct worker *worker = &registration->workers[index];
-	struct protocol_grant *grant = &client->message.grant;
+	struct protocol_grant *grant = &client->message->grant;
 	struct protocol_grant_listener *entry = (struct protocol_grant_listener *)(grant + 1);
 	int fds[PROTOCOL_LISTENERS_MAX] = {0};
 	const char *step = "";
 	uint16_t n = 0;
 	int result = 0;
 
-	memset(client->message.body, 0, sizeof(client->message.body));
+	memset(client->message->body, 0, sizeof(client->message->body));
 	for (size_t i = 0; i < service->n_listeners && n < PROTOCOL_LISTENERS_MAX; i++) {
 		struct listener *listener = service->listeners[i];
 
@@ -217,12 +217,12 @@ static int send_listeners(struct client *client)
 {
 	struct registration *registration = client->registration;
 	const struct service *service = registration->service;
-	struct protocol_grant *grant = &client->message.grant;
+	struct protocol_grant *grant = &client->message->grant;
 	struct protocol_grant_listener *entry = (struct protocol_grant_listener *)(grant + 1);
 	uint16_t n = 0;
 	int result;
 
-	memset(client->message.body, 0, sizeof(client->message.body));
+	memset(client->message->body, 0, sizeof(client->message->body));
 	for (size_t i = 0; i < service->n_listeners && n < PROTOCOL_LISTENERS_MAX; i++) {
 		const struct listener *listener = service->listeners[i];
 
@@ -311,7 +311,7 @@ static int check_register(
 
 int client_handle_register(struct client *client)
 {
-	const struct protocol_register request = client->message.reg;
+	const struct protocol_register request = client->message->reg;
 	bool adopt = le32toh(request.flags) & PROTOCOL_REGISTER_ADOPT;
 	_cleanup_close_ int pidfd = -1;
 	struct registration *registration;
@@ -335,7 +335,7 @@ int client_handle_register(struct client *client)
 	registration->uid = client->peer.uid;
 	client->account->n_slots += registration->n_workers;
 	client->registration = registration;
-	client->sequence = client->message.header.sequence;
+	client->sequence = client->message->header.sequence;
 	result = registration_set_process(registration, client->peer.pid, take_fd(&pidfd));
 	if (result >= 0)
 		result = adopt ? send_listeners(client) : send_grant(client, 0);
@@ -351,7 +351,7 @@ int client_handle_register(struct client *client)
 /* A launcher names the process that it started: of the same user, or the launcher is root. */
 static int take_process(struct client *client)
 {
-	struct message *message = &client->message;
+	struct message *message = client->message;
 	uid_t uid = (uid_t)-1;
 	pid_t pid;
 	int result;
@@ -384,8 +384,8 @@ static int take_process(struct client *client)
 int client_handle_ack(struct client *client)
 {
 	struct registration *registration = client->registration;
-	const struct protocol_ack *ack = &client->message.ack;
-	uint32_t worker = le32toh(ack->worker), sequence = client->message.header.sequence;
+	const struct protocol_ack *ack = &client->message->ack;
+	uint32_t worker = le32toh(ack->worker), sequence = client->message->header.sequence;
 	int result;
 
 	if (!registration || le32toh(ack->registration) != registration->id ||

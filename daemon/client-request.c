@@ -15,8 +15,8 @@
 int client_handle_registration(struct client *client, uint16_t type)
 {
 	struct registration *registration = client->registration;
-	uint32_t id = le32toh(client->message.registration.registration);
-	uint32_t sequence = client->message.header.sequence;
+	uint32_t id = le32toh(client->message->registration.registration);
+	uint32_t sequence = client->message->header.sequence;
 
 	/* What is unfinished can be given back; nothing else can be done with it. */
 	if (!registration || registration->id != id ||
@@ -76,7 +76,7 @@ static int refuse_cid(
 	case -EINVAL:
 		return client_refuse(client, EINVAL,
 			"CID_ADD: connection ID %zu has %u octets, 1 to %d are possible", failed,
-			message_cids(&client->message)[failed].length, QUIC_CID_OCTETS);
+			message_cids(client->message)[failed].length, QUIC_CID_OCTETS);
 	default:
 		return client_refuse(
 			client, -error, "CID_ADD: %s; none was added", strerror(-error));
@@ -100,7 +100,7 @@ static int check_cid_limit(struct client *client, uint16_t n)
 int client_handle_cids(struct client *client, uint16_t type)
 {
 	struct registration *registration = client->registration;
-	const struct protocol_cids *cids = &client->message.cids;
+	const struct protocol_cids *cids = &client->message->cids;
 	uint32_t worker = le32toh(cids->worker);
 	uint16_t index = le16toh(cids->listener), n = le16toh(cids->count);
 	const char *name = message_type_name(type);
@@ -129,22 +129,22 @@ int client_handle_cids(struct client *client, uint16_t type)
 		if (result != 1)
 			return result;
 		result = group_quic_add_cids(listener->group->quic,
-			registration->workers[worker].slot, message_cids(&client->message), n,
+			registration->workers[worker].slot, message_cids(client->message), n,
 			&failed);
 	} else {
 		group_quic_retire_cids(listener->group->quic, registration->workers[worker].slot,
-			message_cids(&client->message), n);
+			message_cids(client->message), n);
 	}
 	if (result < 0)
 		return refuse_cid(client, listener, result, failed);
-	return client_send_ok(client, client->message.header.sequence);
+	return client_send_ok(client, client->message->header.sequence);
 }
 
 int client_handle_adopt(struct client *client)
 {
 	struct registration *registration = client->registration;
-	const struct protocol_adopt request = client->message.adopt;
-	uint32_t id = le32toh(request.registration), sequence = client->message.header.sequence;
+	const struct protocol_adopt request = client->message->adopt;
+	uint32_t id = le32toh(request.registration), sequence = client->message->header.sequence;
 	uint16_t index = le16toh(request.listener);
 	char text[PROTOCOL_TEXT_MAX];
 	struct listener *listener;
@@ -159,10 +159,10 @@ int client_handle_adopt(struct client *client)
 	listener = client_granted_listener(registration, index);
 	if (!listener)
 		return client_refuse(client, ENOENT, "ADOPT: listener %u is closed", index);
-	result = adopt_socket(registration, listener, client->message.fds[0], le16toh(request.step),
-		le32toh(request.backlog), text);
+	result = adopt_socket(registration, listener, client->message->fds[0],
+		le16toh(request.step), le32toh(request.backlog), text);
 	/* Before the answer: once the server goes on, no copy of its socket is here. */
-	close_fd(&client->message.fds[0]);
+	close_fd(&client->message->fds[0]);
 	if (result < 0)
 		return client_refuse(client, -result, "%s", text);
 	store_commit(client->manager->store);

@@ -94,7 +94,7 @@ int client_send_ok(struct client *client, uint32_t sequence)
 /* Kernels without SO_PEERPIDFD: the client's own pidfd, believed if its pid is the sender's. */
 static int take_own_pidfd(struct client *client)
 {
-	struct message *message = &client->message;
+	struct message *message = client->message;
 	pid_t pid;
 
 	if (client->peer.pidfd >= 0 || message->n_fds == 0)
@@ -110,7 +110,7 @@ static int take_own_pidfd(struct client *client)
 
 static int handle_hello(struct client *client)
 {
-	const struct protocol_hello *hello = &client->message.hello;
+	const struct protocol_hello *hello = &client->message->hello;
 	struct protocol_welcome welcome = {
 		.version = htole16(PROTOCOL_VERSION),
 		.message_max = htole32(PROTOCOL_MESSAGE_MAX),
@@ -133,7 +133,7 @@ static int handle_hello(struct client *client)
 	client->greeted = true;
 	client->answer_before_usec = 0;
 	snprintf(welcome.daemon_version, sizeof(welcome.daemon_version), "%s", VERSION);
-	return message_send(client->socket, PROTOCOL_WELCOME, client->message.header.sequence,
+	return message_send(client->socket, PROTOCOL_WELCOME, client->message->header.sequence,
 		&welcome, sizeof(welcome), NULL, 0);
 }
 
@@ -152,7 +152,7 @@ void client_keep(struct client *client, bool here_only)
 
 static int handle_message(struct client *client)
 {
-	uint16_t type = client->message.header.type;
+	uint16_t type = client->message->header.type;
 
 	if (!client->greeted && type != PROTOCOL_HELLO)
 		return client_refuse(
@@ -215,7 +215,7 @@ static int receive_note(struct message *ret, struct state *state)
 
 bool client_repeat(struct client *client, struct state *state)
 {
-	struct message *message = &client->message;
+	struct message *message = client->message;
 	const struct registration *registration = client->registration;
 	uint32_t id;
 	uint16_t type;
@@ -265,7 +265,7 @@ static void receive_one(struct client *client)
 	/* From the moment that a message is taken until it is answered, the answer may be lost. */
 	if (state)
 		note_message(client, state);
-	result = message_receive(client->socket, &client->message, &reason);
+	result = message_receive(client->socket, client->message, &reason);
 	if (result == -EAGAIN) {
 		price = 0;
 	} else if (result == -EBADMSG) {
@@ -274,9 +274,9 @@ static void receive_one(struct client *client)
 	} else if (result <= 0) {
 		client_free(client);
 	} else {
-		price = price_of(client->message.header.type);
+		price = price_of(client->message->header.type);
 		result = handle_message(client);
-		message_done(&client->message);
+		message_done(client->message);
 		if (result < 0) /* the client does not read, or has gone */
 			client_free(client);
 	}
@@ -312,6 +312,11 @@ static int watch(struct client *client)
 	struct manager *manager = client->manager;
 	int result = peer_of_socket(&client->peer, client->socket);
 
+	if (!manager->message)
+		manager->message = calloc(1, sizeof(*manager->message));
+	client->message = manager->message;
+	if (result >= 0 && !client->message)
+		result = -ENOMEM;
 	if (result >= 0)
 		result = sd_event_add_io(manager->event, &client->source, client->socket, EPOLLIN,
 			on_readable, client);

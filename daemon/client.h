@@ -24,15 +24,16 @@ struct client {
 	uint64_t answer_before_usec; /* CLOCK_MONOTONIC, 0: nothing is awaited */
 	bool keys_untold;            /* KEYS_ROTATED waits until it reads */
 	struct account *account;
-	struct turn turn;       /* while its user has to wait, it is not read from */
-	struct message message; /* the one being handled; here because it is large */
+	struct turn turn; /* while its user has to wait, it is not read from */
+	/* The one being handled. It is large, and one at a time is: all clients have the same. */
+	struct message *message;
 };
 
 /* From now on an answer is awaited: AnswerTimeoutSec=. */
 void client_await_answer(struct client *client);
 int client_send_ok(struct client *client, uint32_t sequence);
 #define client_refuse(client, error, ...) \
-	message_send_error((client)->socket, (client)->message.header.sequence, error, __VA_ARGS__)
+	message_send_error((client)->socket, (client)->message->header.sequence, error, __VA_ARGS__)
 /* What must be there for the next process to go on with this client and its registration. */
 void client_keep(struct client *client, bool here_only);
 /* The listener that the client means by its index in the GRANT; NULL: a reload has closed it. */

@@ -29,6 +29,7 @@
 #include "proto/protocol.h"
 
 struct client;
+struct message;
 struct group;
 struct monitor;
 struct guard;
@@ -124,6 +125,7 @@ struct manager {
 	struct guard *guard; /* NULL: sockets are not guarded */
 	char *unguarded;     /* then, why: a sentence, or NULL */
 	struct client *clients;
+	struct message *message; /* of the client whose turn it is; client.c */
 	struct accounts *accounts;
 	struct store *store;
 	struct state *state;
