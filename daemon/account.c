@@ -9,10 +9,12 @@
 #define ADVANCE_USEC USEC_PER_SEC     /* may be spent before it is there */
 #define TELL_USEC (60 * USEC_PER_SEC) /* between two lines of the log about one user */
 #define RESUMED_AT_ONCE 16            /* then others' messages have their turn */
+#define ACCOUNTS_MANY 1024            /* from here those are forgotten that say nothing */
 
 struct accounts {
 	sd_event *event;
 	struct account *list;
+	size_t n;
 	unsigned messages_per_second;
 };
 
@@ -51,6 +53,58 @@ struct accounts *accounts_free(struct accounts *accounts)
 	return NULL;
 }
 
+void account_hold(struct account *account)
+{
+	account->n_holders++;
+}
+
+void account_release(struct account *account)
+{
+	account->n_holders--;
+}
+
+static bool says_nothing(const struct account *account, uint64_t now)
+{
+	return !account->n_holders && !account->n_connections && !account->n_slots &&
+	       !account->n_octets && !account->first && !account->may_not_adopt &&
+	       account->spent_usec <= now;
+}
+
+static void forget_some(struct accounts *accounts)
+{
+	const uint64_t now = monotonic_usec();
+
+	for (struct account **link = &accounts->list, *account; (account = *link);) {
+		if (!says_nothing(account, now)) {
+			link = &account->next;
+			continue;
+		}
+		*link = account->next;
+		sd_event_source_disable_unref(account->timer);
+		free(account);
+		accounts->n--;
+	}
+}
+
+json_t *accounts_to_json(const struct accounts *accounts)
+{
+	json_t *json = json_array();
+
+	for (const struct account *account = accounts->list; account; account = account->next)
+		if (account->may_not_adopt)
+			json_array_append_new(json, json_integer(account->uid));
+	return json;
+}
+
+void accounts_resume(struct accounts *accounts, const json_t *json)
+{
+	const json_t *uid;
+	size_t i;
+
+	json_array_foreach(json, i, uid) accounts_get(accounts, (uid_t)json_integer_value(uid))
+		->may_not_adopt = true;
+}
+
 struct account *accounts_get(struct accounts *accounts, uid_t uid)
 {
 	struct account *account;
@@ -58,6 +112,8 @@ struct account *accounts_get(struct accounts *accounts, uid_t uid)
 	for (account = accounts->list; account; account = account->next)
 		if (account->uid == uid)
 			return account;
+	if (accounts->n >= ACCOUNTS_MANY)
+		forget_some(accounts);
 	account = calloc(1, sizeof(*account));
 	if (!account)
 		abort(); /* some octets for each user of the machine: nothing sensible is left to do
@@ -66,6 +122,7 @@ struct account *accounts_get(struct accounts *accounts, uid_t uid)
 	account->accounts = accounts;
 	account->next = accounts->list;
 	accounts->list = account;
+	accounts->n++;
 	return account;
 }
 

@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include <jansson.h>
 #include <systemd/sd-event.h>
 
 struct accounts;
@@ -31,6 +32,7 @@ struct account {
 	struct account *next;
 	struct accounts *accounts;
 	uid_t uid;
+	unsigned n_holders;     /* pointers to it that are kept */
 	unsigned n_connections; /* on worker.sock */
 	unsigned n_slots;
 	bool may_not_adopt;  /* by that it has tried to get into the group of another service */
@@ -43,8 +45,17 @@ struct account {
 
 int accounts_new(struct accounts **ret, sd_event *event);
 struct accounts *accounts_free(struct accounts *accounts);
-/* A user's account, made when there is none. Stays until accounts_free(). */
+/*
+ * A user's account, made when there is none. It stays while it is held, has anything, waits or has
+ * to wait: one user can have the IDs of very many (user namespaces), so those of which nothing is
+ * to be remembered are forgotten once there are too many of them.
+ */
 struct account *accounts_get(struct accounts *accounts, uid_t uid);
+void account_hold(struct account *account);
+void account_release(struct account *account);
+/* The users that may not adopt any more: an array of their numbers; and back. A new reference. */
+json_t *accounts_to_json(const struct accounts *accounts);
+void accounts_resume(struct accounts *accounts, const json_t *json);
 /* 0: unlimited, as at the start. */
 void accounts_set_rate(struct accounts *accounts, unsigned messages_per_second);
 

@@ -27,6 +27,7 @@
 #include "daemon/manager.h"
 #include "daemon/privileges.h"
 #include "daemon/socket.h"
+#include "daemon/store.h"
 
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71 /* Linux 5.14 */
@@ -175,6 +176,7 @@ static int condemn(const struct adoption *adoption)
 		log_error("cannot silence a socket of user %u: %s", registration->uid,
 			strerror(errno));
 	manager_account(registration->service->manager, registration->uid)->may_not_adopt = true;
+	store_touch(registration->service->manager->store);
 	log_error(
 		"%s: instance %s (user %u, pid %d) bound a socket elsewhere while it was adopted; "
 		"the socket gets nothing now, and no socket of this user is adopted any more",

@@ -45,6 +45,7 @@ struct client *client_free(struct client *client)
 			registration_free(registration, "its connection ended before it was ready");
 	}
 	client->account->n_connections--;
+	account_release(client->account);
 	turn_cancel(&client->turn);
 	sd_event_source_disable_unref(client->source);
 	/* At once, though a duplicate may stay a little longer. */
@@ -262,6 +263,7 @@ static void receive_one(struct client *client)
 	unsigned price = 1;
 	int result;
 
+	account_hold(account); /* the client may go meanwhile */
 	/* From the moment that a message is taken until it is answered, the answer may be lost. */
 	if (state)
 		note_message(client, state);
@@ -284,6 +286,7 @@ static void receive_one(struct client *client)
 		state_set_answering(state, 0, 0);
 	if (price)
 		account_charge(account, started, price);
+	account_release(account);
 }
 
 static void on_turn(struct turn *turn)
@@ -327,6 +330,7 @@ static int watch(struct client *client)
 	client->turn.resume = on_turn;
 	client->account = manager_account(manager, client->peer.uid);
 	client->account->n_connections++;
+	account_hold(client->account);
 	client->next = manager->clients;
 	manager->clients = client;
 	return 0;

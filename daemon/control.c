@@ -86,8 +86,10 @@ static void connection_free(struct connection *connection)
 	turn_cancel(&connection->turn);
 	if (connection->stream)
 		connection->stream->end(connection->stream);
-	if (connection->account)
+	if (connection->account) {
 		connection->account->n_octets -= connection->n_octets;
+		account_release(connection->account);
+	}
 	sd_event_source_disable_unref(connection->source);
 	close_fd(&connection->socket);
 	peer_done(&connection->peer);
@@ -404,6 +406,8 @@ static void serve(struct connection *connection)
 	bool more = connection->output_length > 0;
 	int result = 0;
 
+	if (account) /* the connection may go meanwhile */
+		account_hold(account);
 	if (!more) {
 		result = connection->stream ? take_replies(connection) : take_call(connection);
 		more = result > 0;
@@ -416,8 +420,10 @@ static void serve(struct connection *connection)
 		result = await(connection, more);
 	if (result < 0)
 		connection_free(connection);
-	if (account)
-		account_charge(account, started, 1);
+	if (!account)
+		return;
+	account_charge(account, started, 1);
+	account_release(account);
 }
 
 static void on_turn(struct turn *turn)
@@ -477,6 +483,8 @@ static int admit(struct connection *connection)
 	}
 	if (control->accounts)
 		connection->account = accounts_get(control->accounts, connection->peer.uid);
+	if (connection->account)
+		account_hold(connection->account);
 	connection->turn.resume = on_turn;
 	return sd_event_add_io(control->event, &connection->source, connection->socket, EPOLLIN,
 		on_io, connection);

@@ -11,6 +11,7 @@
 #include "daemon/group-private.h"
 #include "daemon/group-share.h"
 #include "daemon/log.h"
+#include "daemon/manager.h"
 #include "daemon/redeliver.h"
 #include "daemon/socket.h"
 #include "daemon/store.h"
@@ -211,12 +212,17 @@ static bool drop_one(const struct group *group, const struct listener_config *co
  */
 void group_expire_standby(struct group *group, const struct listener_config *config)
 {
-	uint64_t due;
+	uint64_t due, arrived;
 
 	if (group->standby < 0 || group->standby_lent || !group->n_waiting)
 		return;
 	due = group->waiting[group->next_waiting];
-	group->waiting[group->next_waiting] = standby_arrived(group, config);
+	arrived = standby_arrived(group, config);
+	/* The next process is to know how long each has waited. */
+	if (arrived !=
+		group->waiting[(group->next_waiting + group->n_waiting - 1) % group->n_waiting])
+		store_touch(group->store);
+	group->waiting[group->next_waiting] = arrived;
 	group->next_waiting = (group->next_waiting + 1) % group->n_waiting;
 	if (group->left < due)
 		store_touch(group->store);
@@ -231,6 +237,44 @@ void group_expire_standby(struct group *group, const struct listener_config *con
 }
 
 /* Counters of a map that begins anew start at zero, and so does what was counted against them. */
+/* The samples, from the oldest one on; none where nothing waits. */
+static json_t *waiting_to_json(const struct group *group)
+{
+	json_t *json = json_array();
+	uint64_t last = group->n_waiting
+				? group->waiting[(group->next_waiting + group->n_waiting - 1) %
+						 group->n_waiting]
+				: group->left;
+
+	for (size_t i = 0; last > group->left && i < group->n_waiting; i++)
+		json_array_append_new(
+			json, json_integer((json_int_t)group->waiting[(group->next_waiting + i) %
+								      group->n_waiting]));
+	return json;
+}
+
+/*
+ * As many samples are missing as seconds have passed since: what came in them waits from now on.
+ * Without samples, or where the counters begin anew, that holds for all.
+ */
+static void resume_waiting(struct group *group, const json_t *saved)
+{
+	const json_t *waiting = json_object_get(saved, "waiting");
+	uint64_t at = saved_number(saved, "waiting_at"), now = now_monotonic();
+	uint64_t missing = now > at ? (now - at) / USEC_PER_SEC : 0;
+	bool known = json_array_size(waiting) == group->n_waiting && group->n_waiting &&
+		     group->whole->inherited[GROUP_COUNTERS];
+
+	for (size_t i = 0; i < group->n_waiting; i++) {
+		size_t from = (size_t)MIN(i + missing, (uint64_t)group->n_waiting - 1);
+
+		group->waiting[i] =
+			known ? (uint64_t)json_integer_value(json_array_get(waiting, from))
+			      : group->left;
+	}
+	group->next_waiting = 0;
+}
+
 void group_resume_standby(
 	struct group *group, const struct listener_config *config, const json_t *saved)
 {
@@ -241,9 +285,7 @@ void group_resume_standby(
 	group->switched_usec = saved_number(saved, "switched");
 	group->expired = saved_number(saved, "expired");
 	group->left = group->whole->inherited[GROUP_COUNTERS] ? saved_number(saved, "left") : 0;
-	/* How long each has waited already is not known any more: the time begins anew. */
-	for (size_t i = 0; i < group->n_waiting; i++)
-		group->waiting[i] = group->left;
+	resume_waiting(group, saved);
 	group->standby_entry = (uint32_t)saved_number(saved, "standby");
 	group->standby = store_take(group->store, STORE_SOCKET, group->standby_entry);
 	if (group->standby < 0) {
@@ -261,9 +303,10 @@ void group_resume_standby(
 
 json_t *group_standby_to_json(const struct group *group)
 {
-	return json_pack("{s:I, s:I, s:b, s:I, s:I, s:I, s:I}", "standby",
+	return json_pack("{s:I, s:I, s:b, s:I, s:o, s:I, s:I, s:I, s:I}", "standby",
 		(json_int_t)group->standby_entry, "standby_index", (json_int_t)group->standby_index,
-		"standby_lent", group->standby_lent, "left", (json_int_t)group->left, "expired",
+		"standby_lent", group->standby_lent, "left", (json_int_t)group->left, "waiting",
+		waiting_to_json(group), "waiting_at", (json_int_t)now_monotonic(), "expired",
 		(json_int_t)group->expired, "generation", (json_int_t)group->generation, "switched",
 		(json_int_t)group->switched_usec);
 }

@@ -56,7 +56,8 @@ static void write_all(struct text *text, const struct manager *manager)
 	const char *comma = "";
 
 	text_add_object_open(text,
-		json_pack("{s:o, s:o, s:s, s:o, s:s?, s:I, s:I, s:I, s:I, s:I}", "guard",
+		json_pack("{s:o, s:o, s:o, s:s, s:o, s:s?, s:I, s:I, s:I, s:I, s:I}",
+			"may_not_adopt", accounts_to_json(manager->accounts), "guard",
 			guard_to_json(manager->guard), "shares", shares_to_json(manager), "version",
 			VERSION, "config", config_to_json(manager->config), "state_directory",
 			manager->state_directory, "ring", (json_int_t)manager->ring_entry,
@@ -247,6 +248,7 @@ static int resume(struct manager *manager, const json_t *json, char **ret_error)
 	if (result < 0)
 		return result;
 	accounts_set_rate(manager->accounts, manager->config->max_messages);
+	accounts_resume(manager->accounts, json_object_get(json, "may_not_adopt"));
 	manager->ring_entry = number_of(json, "ring");
 	manager->ring_map = store_take(manager->store, STORE_MAP, manager->ring_entry);
 	manager->guard = guard_resume(manager->store, json_object_get(json, "guard"));

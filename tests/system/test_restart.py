@@ -238,3 +238,24 @@ def test_reexec_needs_an_administrator(start_daemon):
         return None
 
     assert "PermissionDenied" in harness.in_child(as_nobody, 65534, 65534)
+
+
+def test_time_in_the_standby_goes_on(start_daemon, configuration):
+    """Were it to begin anew with each daemon, this client would wait for ever."""
+    configuration.service("web", f"""[Service]
+AllowUser=root
+[Listener http]
+ListenStream=127.0.0.1:{PORT}
+StandbyTimeoutSec=4
+""")
+    daemon = start_daemon("--config", configuration.directory)
+    with harness.tcp_client(ADDRESS, b"request 0\n") as client:
+        restarts = 0
+        while not harness.wait_readable([client], 1.5):  # a daemon looks once a second
+            reexec(daemon)
+            restarts += 1
+            assert restarts < 20
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert restarts > 1
+    assert daemon.status("web")["listeners"][0]["expired"] == 1

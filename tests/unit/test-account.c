@@ -221,6 +221,35 @@ static void so_many_are_resumed_at_once(void **state)
 	assert_int_equal(n_resumed, RESUMED_AT_ONCE + 1);
 }
 
+/* One user may have the IDs of very many. */
+static void those_that_say_nothing_are_forgotten(void **state)
+{
+	struct fixture *f = *state;
+	struct account *held = accounts_get(f->accounts, 1), *spent = accounts_get(f->accounts, 2);
+	struct account *banned = accounts_get(f->accounts, 3);
+	json_t *json;
+
+	account_hold(held);
+	account_charge(spent, fake_usec, 1000000);
+	banned->may_not_adopt = true;
+	for (uid_t uid = 1000; uid < 1000 + 100000; uid++) {
+		accounts_get(f->accounts, uid);
+		assert_true(f->accounts->n <= ACCOUNTS_MANY);
+	}
+	assert_ptr_equal(accounts_get(f->accounts, 1), held);
+	assert_ptr_equal(accounts_get(f->accounts, 2), spent);
+	assert_ptr_equal(accounts_get(f->accounts, 3), banned);
+	account_release(held);
+
+	json = accounts_to_json(f->accounts);
+	assert_int_equal(json_array_size(json), 1);
+	assert_int_equal(json_integer_value(json_array_get(json, 0)), 3);
+	banned->may_not_adopt = false;
+	accounts_resume(f->accounts, json);
+	assert_true(banned->may_not_adopt);
+	json_decref(json);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
 
 int main(void)
@@ -236,6 +265,7 @@ int main(void)
 		TEST(those_who_wait_are_served_in_order_and_at_the_rate),
 		TEST(a_newcomer_stands_behind),
 		TEST(so_many_are_resumed_at_once),
+		TEST(those_that_say_nothing_are_forgotten),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
