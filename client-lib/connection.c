@@ -131,6 +131,9 @@ static void note_event(struct reuseport *r)
 	case PROTOCOL_KEYS_ROTATED:
 		note_keys(r, &m->keys_rotated);
 		return;
+	case PROTOCOL_GRANT:
+		registration_add_listeners(r);
+		return;
 	case PROTOCOL_GOODBYE: {
 		uint32_t error = le32toh(m->goodbye.error);
 

@@ -115,5 +115,7 @@ int fallback_register(struct reuseport *r);
 int cid_configure(struct reuseport *r, unsigned worker, unsigned listener, uint8_t config_rotation,
 	uint8_t server_id_length, uint8_t nonce_length, const uint8_t *server_id,
 	const uint8_t *key, const uint8_t *nonce_prefix);
+/* In r->message is a GRANT that came by itself: listeners that were added. */
+void registration_add_listeners(struct reuseport *r);
 int cid_prepare(struct reuseport *r); /* makes room for n_workers * n_listeners configurations */
 void cid_clear(struct reuseport *r);

@@ -35,6 +35,42 @@ static const struct protocol_grant_listener *grant_listener(const struct message
 			      i * sizeof(struct protocol_grant_listener));
 }
 
+static int take_listener(
+	struct reuseport *r, struct listener *to, const struct protocol_grant_listener *from)
+{
+	if (from->transport < PROTOCOL_TCP || from->transport > PROTOCOL_QUIC)
+		return context_error(r, -EPROTO,
+			"listener %s has a transport that this library does not know (%u)",
+			from->name, from->transport);
+	memcpy(to->name, from->name, sizeof(to->name));
+	memcpy(to->address, from->address, sizeof(to->address));
+	memcpy(to->token_secret, from->token_secret, sizeof(to->token_secret));
+	to->transport = from->transport;
+	to->cid_mode = from->cid_mode;
+	return 0;
+}
+
+/* Only where there is no worker whose sockets are numbered by listeners. What can't be taken is
+ * not known then, as before. */
+void registration_add_listeners(struct reuseport *r)
+{
+	const struct message *m = &r->message;
+	unsigned n = le16toh(m->grant.n_listeners), before = r->n_listeners;
+	struct listener *listeners;
+
+	if (!r->registered || r->n_workers || m->grant.n_workers || n <= before ||
+		le32toh(m->grant.registration) != r->registration)
+		return;
+	listeners = reallocarray(r->listeners, n, sizeof(*listeners));
+	if (!listeners)
+		return;
+	r->listeners = listeners;
+	memset(listeners + before, 0, (n - before) * sizeof(*listeners));
+	while (r->n_listeners < n && take_listener(r, &listeners[r->n_listeners],
+					     grant_listener(m, r->n_listeners)) == 0)
+		r->n_listeners++;
+}
+
 /* Makes room when the first GRANT tells how much there will be. */
 static int take_shape(struct reuseport *r, unsigned n_workers)
 {
@@ -54,18 +90,10 @@ static int take_shape(struct reuseport *r, unsigned n_workers)
 	r->n_workers = n_workers;
 	r->n_listeners = n_listeners;
 	for (unsigned i = 0; i < n_listeners; i++) {
-		const struct protocol_grant_listener *from = grant_listener(m, i);
-		struct listener *to = &r->listeners[i];
+		int result = take_listener(r, &r->listeners[i], grant_listener(m, i));
 
-		if (from->transport < PROTOCOL_TCP || from->transport > PROTOCOL_QUIC)
-			return context_error(r, -EPROTO,
-				"listener %s has a transport that this library does not know (%u)",
-				from->name, from->transport);
-		memcpy(to->name, from->name, sizeof(to->name));
-		memcpy(to->address, from->address, sizeof(to->address));
-		memcpy(to->token_secret, from->token_secret, sizeof(to->token_secret));
-		to->transport = from->transport;
-		to->cid_mode = from->cid_mode;
+		if (result < 0)
+			return result;
 	}
 	memcpy(r->instance, grant->instance, sizeof(r->instance));
 	return cid_prepare(r);

@@ -129,7 +129,8 @@ int reuseport_register_for(struct reuseport *r, const char *service, const char 
  * first, reuseport_n_workers() is 0, the functions about listeners tell what there is to bind. Each
  * socket is brought by reuseport_adopt(). max_workers (1 or more): how many sockets of one listener
  * there may be at once. start as for reuseport_register_for(). After reuseport_ready() a worker is
- * active as soon as its socket can be.
+ * active as soon as its socket can be. Listeners that are added to the service later are known
+ * after reuseport_dispatch(), with the next numbers; those of the others stay.
  * Results and errors as for reuseport_register(); -EOPNOTSUPP without a daemon.
  */
 int reuseport_register_adopting(struct reuseport *r, const char *service, const char *instance,

@@ -212,37 +212,86 @@ static int send_grant(struct client *client, uint32_t index)
 	return 0;
 }
 
-/* The GRANT of a registration that brings its own sockets: what there is to bind. */
-static int send_listeners(struct client *client)
+static bool is_granted(const struct registration *registration, const struct listener *listener)
 {
-	struct registration *registration = client->registration;
-	const struct service *service = registration->service;
-	struct protocol_grant *grant = &client->message->grant;
-	struct protocol_grant_listener *entry = (struct protocol_grant_listener *)(grant + 1);
-	uint16_t n = 0;
-	int result;
+	for (uint32_t i = 0; i < registration->n_granted; i++)
+		if (registration->granted[i] == listener->number)
+			return true;
+	return false;
+}
 
-	memset(client->message->body, 0, sizeof(client->message->body));
-	for (size_t i = 0; i < service->n_listeners && n < PROTOCOL_LISTENERS_MAX; i++) {
+/* Those that it does not know yet, behind the others, whose numbers stay. Whether there are any. */
+static bool grant_new_listeners(struct registration *registration)
+{
+	const struct service *service = registration->service;
+	bool any = false;
+
+	for (size_t i = 0; i < service->n_listeners; i++) {
 		const struct listener *listener = service->listeners[i];
 
+		if (!listener || is_granted(registration, listener) ||
+			registration->n_granted == PROTOCOL_LISTENERS_MAX)
+			continue;
+		registration->granted[registration->n_granted++] = listener->number;
+		any = true;
+	}
+	return any;
+}
+
+/* The GRANT of a registration that brings its own sockets: what there is to bind. */
+static int send_listeners(struct client *client, uint32_t sequence)
+{
+	const struct registration *registration = client->registration;
+	struct protocol_grant *grant = &client->message->grant;
+	struct protocol_grant_listener *entry = (struct protocol_grant_listener *)(grant + 1);
+	const uint32_t n = registration->n_granted;
+
+	memset(client->message->body, 0, sizeof(client->message->body));
+	for (uint32_t i = 0; i < n; i++) {
+		const struct listener *listener = client_granted_listener(registration, i);
+
+		/* Keys are of no use to it, so it gets none. */
+		entry[i].descriptor = htole16(PROTOCOL_NO_DESCRIPTOR);
 		if (!listener)
 			continue;
-		/* Keys are of no use to it, so it gets none. */
-		snprintf(entry[n].name, sizeof(entry[n].name), "%s", listener->config->name);
-		snprintf(entry[n].address, sizeof(entry[n].address), "%s",
+		snprintf(entry[i].name, sizeof(entry[i].name), "%s", listener->config->name);
+		snprintf(entry[i].address, sizeof(entry[i].address), "%s",
 			listener->config->address_text);
-		entry[n].transport = (uint8_t)listener->config->transport;
-		entry[n].cid_mode = (uint8_t)listener->config->cid_mode;
-		entry[n].descriptor = htole16(PROTOCOL_NO_DESCRIPTOR);
-		registration->granted[n] = listener->number;
-		registration->n_granted = ++n;
+		entry[i].transport = (uint8_t)listener->config->transport;
+		entry[i].cid_mode = (uint8_t)listener->config->cid_mode;
 	}
 	grant->registration = htole32(registration->id);
-	grant->n_listeners = htole16(n);
+	grant->n_listeners = htole16((uint16_t)n);
 	memcpy(grant->instance, registration->instance, sizeof(grant->instance));
-	result = message_send(client->socket, PROTOCOL_GRANT, client->sequence, grant,
+	return message_send(client->socket, PROTOCOL_GRANT, sequence, grant,
 		sizeof(*grant) + n * sizeof(*entry), NULL, 0);
+}
+
+void client_tell_listeners(struct client *client)
+{
+	struct registration *registration = client->registration;
+	uint32_t before;
+
+	if (!registration || !registration->max_workers || !registration->acked)
+		return;
+	before = registration->n_granted;
+	if (!grant_new_listeners(registration))
+		return;
+	store_touch(client->manager->store);
+	store_commit(client->manager->store);
+	if (send_listeners(client, 0) >= 0)
+		return;
+	registration->n_granted = before; /* it does not read: a second later again */
+	store_touch(client->manager->store);
+}
+
+/* The listeners of a registration that is new. */
+static int grant_listeners(struct client *client)
+{
+	int result;
+
+	grant_new_listeners(client->registration);
+	result = send_listeners(client, client->sequence);
 	if (result < 0)
 		return result;
 	client->granting = 0;
@@ -338,7 +387,7 @@ int client_handle_register(struct client *client)
 	client->sequence = client->message->header.sequence;
 	result = registration_set_process(registration, client->peer.pid, take_fd(&pidfd));
 	if (result >= 0)
-		result = adopt ? send_listeners(client) : send_grant(client, 0);
+		result = adopt ? grant_listeners(client) : send_grant(client, 0);
 	if (result < 0) {
 		bool told = result != -EAGAIN && result != -EPIPE && result != -ETOOMANYREFS;
 

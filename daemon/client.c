@@ -396,6 +396,12 @@ int client_listen(struct manager *manager, int socket)
 							      : (sd_event_source_unref(source), 0);
 }
 
+void clients_tell_listeners(struct manager *manager)
+{
+	for (struct client *client = manager->clients; client; client = client->next)
+		client_tell_listeners(client);
+}
+
 void clients_tick(struct manager *manager)
 {
 	uint64_t now = now_monotonic();
@@ -404,6 +410,7 @@ void clients_tick(struct manager *manager)
 		next = client->next;
 		if (client->keys_untold)
 			client_send_keys(client);
+		client_tell_listeners(client);
 		/* Who has to wait for its turn can't answer. */
 		if (client->answer_before_usec && now >= client->answer_before_usec &&
 			!client->turn.account)

@@ -36,6 +36,8 @@ int client_send_ok(struct client *client, uint32_t sequence);
 	message_send_error((client)->socket, (client)->message->header.sequence, error, __VA_ARGS__)
 /* What must be there for the next process to go on with this client and its registration. */
 void client_keep(struct client *client, bool here_only);
+/* To one that brings its own sockets: listeners that a reload has added since. */
+void client_tell_listeners(struct client *client);
 /* The listener that the client means by its index in the GRANT; NULL: a reload has closed it. */
 struct listener *client_granted_listener(const struct registration *registration, uint32_t index);
 

@@ -414,6 +414,7 @@ int manager_reload(struct manager *manager, struct config *config, char **ret_er
 	shares_update(manager);
 	store_touch(manager->store);
 	store_commit(manager->store);
+	clients_tell_listeners(manager);
 	return 0;
 }
 

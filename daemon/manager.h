@@ -306,6 +306,8 @@ void client_send_drain(struct client *client, const struct registration *registr
 void client_send_keys(struct client *client);
 void client_goodbye(struct client *client, int error, const char *text);
 void clients_tick(struct manager *manager);
+/* After a reload: to those that bring their own sockets, what more there is to bind. */
+void clients_tell_listeners(struct manager *manager);
 
 /* methods.c: methods of io.reuseport.Control; user_data is the manager. */
 extern const struct control_method manager_methods[];

@@ -44,6 +44,8 @@
  *                             <-   OK
  *   READY                     ->   workers are active as soon as they have a slot, from now on
  *                             <-   OK
+ *                             <-   GRANT (event): listeners were added to the service, behind the
+ *                                  others; of those that were removed name and address are empty
  *
  * States of a worker: joining (from GRANT), active (from READY), draining, gone.
  */

@@ -204,6 +204,9 @@ static int serve(struct run *run)
 			run_complain("cannot wait for events: %s", strerror(errno));
 			return EXIT_LAUNCHER;
 		}
+		/* What the daemon says of its listeners comes before what the server binds. */
+		if (fds[DAEMON].revents)
+			reuseport_dispatch(run->context, 0);
 		/* Why the server could not be executed comes before its exit, and what it said
 		 * before it went is still to be said. */
 		if (fds[START].revents)
@@ -222,8 +225,6 @@ static int serve(struct run *run)
 		}
 		if (fds[SIGNALS].revents)
 			forward_signals(run);
-		if (fds[DAEMON].revents)
-			reuseport_dispatch(run->context, 0);
 		if (run->look_at_usec && now_usec() >= run->look_at_usec)
 			wait_look(run);
 		if (run->ready_at_usec && now_usec() >= run->ready_at_usec) {

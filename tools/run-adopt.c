@@ -209,11 +209,12 @@ static enum match compare(const struct sockaddr_storage *a, const struct sockadd
 	return is_wildcard(a->ss_family == AF_INET6 ? a : b) ? MATCH_OVERLAPS : MATCH_NONE;
 }
 
-/* Index of the listener, or -1. protocol 0: any. */
+/* Index of the listener, or -1. protocol 0: any. The newest first: one that a reload has closed
+ * keeps its number. */
 static int find_listener(const struct run *run, const struct sockaddr_storage *address,
 	int protocol, enum match wanted)
 {
-	for (unsigned i = 0; i < reuseport_n_listeners(run->context); i++) {
+	for (unsigned i = reuseport_n_listeners(run->context); i-- > 0;) {
 		bool tcp = reuseport_listener_transport(run->context, i) == REUSEPORT_TCP;
 		struct sockaddr_storage listener;
 

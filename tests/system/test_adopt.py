@@ -260,6 +260,52 @@ def test_listener_that_a_reload_closed_is_the_kernels_again(start_daemon, config
     assert len(daemon.status("web")["workers"]) == 1
 
 
+def test_listener_that_a_reload_adds_is_known_at_once(start_daemon, configuration, launch):
+    """Also one that was closed and is there again, and after another daemon has taken over."""
+    text = "[Service]\n" + "[Listener http]\nListenStream=127.0.0.1:{}\n"
+    more = "[Listener {}]\nListenStream=127.0.0.1:{}\n"
+    configuration.service("web", text.format(PORT))
+    daemon = start_daemon("--adopt", "--config", configuration.directory)
+    one = launch(Adopted, daemon, "one", f"""
+        held = [listen(("127.0.0.1", {PORT}))]
+        tell(n=1)
+        for n in range(2, 5):
+            while not os.path.exists(path + str(n)):
+                time.sleep(0.01)
+            held.append(listen(("127.0.0.1", {PORT} + (0, 0, 1, 2, 1)[n])))
+            if n == 3:
+                held.pop(1).close()
+            tell(n=n)
+        serve(held, "one")
+        """)
+
+    def bind_next(n):
+        one.path.with_name(one.path.name + str(n)).touch()
+        harness.poll_until(lambda: one.told()["n"] == n, f"{n} are bound")
+
+    def check(*names):
+        worker, = daemon.status("web")["workers"]
+        assert sorted(each["listener"] for each in worker["sockets"]) == sorted(names)
+
+    one.told()
+    configuration.service("web", text.format(PORT) + more.format("admin", PORT + 1))
+    daemon.ctl("reload")
+    bind_next(2)
+    check("http", "admin")
+    configuration.service("web", text.format(PORT) + more.format("other", PORT + 2))
+    daemon.ctl("reload")
+    bind_next(3)
+    check("http", "other")
+    daemon.ctl("reexec")
+    configuration.service("web", text.format(PORT) + more.format("other", PORT + 2) +
+                          more.format("admin", PORT + 1))
+    daemon.ctl("reload")
+    bind_next(4)
+    check("http", "other", "admin")
+    for port in range(PORT, PORT + 3):
+        ask(b"one", port)
+
+
 def accepts(port):
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0

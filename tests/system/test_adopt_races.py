@@ -40,21 +40,26 @@ RACE = """
 def test_address_that_changes_in_memory(daemon, adopt):  # noqa: F811
     """Read once here, and once by the kernel: never is one checked and the other bound."""
     one = adopt("one", RACE + f"""
-    where = ctypes.create_string_buffer(address({PORT}), 16)
-    both = address({PORT}), address(9999)
-    def flip():
-        where.raw = both[0]
-        where.raw = both[1]
-    thread = in_thread(flip)
+    import mmap
+    memory = mmap.mmap(-1, 4096)
+    where = (ctypes.c_char * 16).from_buffer(memory)
+    memory[:16] = address(9999)
+    both = address({PORT})[2:4], address(9999)[2:4]
+    child = os.fork()
+    while child == 0:
+        memory[2:4] = both[0]
+        memory[2:4] = both[1]
     seen = {{}}
-    for _ in range(2000):
+    for i in range(50000):
+        # Who runs when is the machine's to say.
+        if i > 2000 and len(seen) > 2 and min(seen.values()) > 5:
+            break
         s = socket.socket()
         good = libc.bind(s.fileno(), where, 16) == 0
         key = str((good, *port_and_owner(s)))
         seen[key] = seen.get(key, 0) + 1
         s.close()
-    ended.append(1)
-    thread.join()
+    os.kill(child, signal.SIGKILL)
     s = listen(("127.0.0.1", {PORT}))
     tell(seen=seen)
     serve([s], "one")
