@@ -1087,6 +1087,59 @@ static void sockets_are_brought_and_stay_the_callers(void **state)
 	close(fd);
 }
 
+/* Of three listeners one was closed, and the last is new. */
+static void send_added(struct fake *d, uint32_t registration)
+{
+	struct {
+		struct protocol_grant fixed;
+		struct protocol_grant_listener listeners[3];
+	} __attribute__((packed)) body = {
+		.fixed.registration = htole32(registration),
+		.fixed.n_listeners = htole16(3),
+	};
+
+	for (int i = 0; i < 3; i++)
+		body.listeners[i].descriptor = htole16(PROTOCOL_NO_DESCRIPTOR);
+	strcpy(body.listeners[1].name, "admin");
+	body.listeners[1].transport = PROTOCOL_TCP;
+	strcpy(body.listeners[2].name, "late");
+	strcpy(body.listeners[2].address, "[::1]:53");
+	body.listeners[2].transport = PROTOCOL_UDP;
+	fake_event(d, PROTOCOL_GRANT, &body, sizeof(body));
+}
+
+static void add_listeners(struct fake *d)
+{
+	fake_welcome(d);
+	fake_receive(d, PROTOCOL_REGISTER);
+	fake_grant(d, d->message.header.sequence, 0, 0);
+	fake_receive(d, PROTOCOL_ACK);
+	fake_ok(d);
+	send_added(d, d->registration + 1);
+	fake_receive(d, PROTOCOL_READY);
+	fake_ok(d);
+	send_added(d, d->registration);
+	fake_receive(d, PROTOCOL_READY);
+	fake_ok(d);
+	fake_receive_end(d);
+}
+
+static void listeners_that_are_added_get_the_next_numbers(void **state)
+{
+	struct fixture *f = *state;
+
+	start(f, add_listeners);
+	CHECK(reuseport_register_adopting(f->r, "web", NULL, 8, 0, WAIT_MSEC, NULL, NULL), 0);
+	CHECK(reuseport_ready(f->r, WAIT_MSEC), 0);
+	assert_int_equal(reuseport_n_listeners(f->r), 2); /* those were another registration's */
+	CHECK(reuseport_ready(f->r, WAIT_MSEC), 0);
+	assert_int_equal(reuseport_n_listeners(f->r), 3);
+	assert_string_equal(reuseport_listener_name(f->r, 0), "http");
+	assert_string_equal(reuseport_listener_name(f->r, 2), "late");
+	assert_string_equal(reuseport_listener_address(f->r, 2), "[::1]:53");
+	assert_int_equal(reuseport_listener_transport(f->r, 2), REUSEPORT_UDP);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
 
 int main(void)
@@ -1118,6 +1171,7 @@ int main(void)
 		TEST(rotated_keys_are_in_effect_at_once_and_told_once),
 		TEST(an_impossible_configuration_is_refused),
 		TEST(sockets_are_brought_and_stay_the_callers),
+		TEST(listeners_that_are_added_get_the_next_numbers),
 	};
 
 	unsetenv("REUSEPORT_SOCKET");
