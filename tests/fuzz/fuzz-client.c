@@ -111,10 +111,6 @@ int keys_next_nonce_prefix(struct keys *keys, uint8_t prefix[4])
 
 /* The rest of the daemon */
 
-void linger_stop(void)
-{
-}
-
 bool monitor_has_clients(const struct monitor *monitor)
 {
 	return true;
