@@ -22,11 +22,30 @@ static __always_inline int select_stray(struct sk_reuseport_md *ctx, __u64 hash)
 	return verdict_of(select_new(ctx, 0, quic_listener_hash(hash), ARRIVAL_STRAY));
 }
 
+/*
+ * A connection that begins, by room->hash; flow_find() has found no place for it, or which one it
+ * may have. A function of its own, so that nothing is spilled between that search and the listener
+ * map: the barrier that guards a spill would wait for the search's cache miss before the next one
+ * can begin.
+ */
+__noinline int select_beginning(struct sk_reuseport_md *ctx)
+{
+	struct group_cpu *cpu = this_cpu();
+	__u32 selected;
+
+	if (!cpu)
+		return SK_DROP;
+	selected = select_new(ctx, 0, quic_listener_hash(room_of(cpu)->hash), ARRIVAL_NEW);
+	cpu = this_cpu();
+	if (cpu)
+		flow_remember(cpu, slot_of(0, selected));
+	return verdict_of(selected);
+}
+
 /* By room->header and room->hash. */
 __noinline int select_unknown(struct sk_reuseport_md *ctx)
 {
 	struct group_cpu *cpu = this_cpu();
-	__u32 selected;
 
 	if (!cpu)
 		return SK_DROP;
@@ -34,10 +53,7 @@ __noinline int select_unknown(struct sk_reuseport_md *ctx)
 		return select_stray(ctx, room_of(cpu)->hash);
 	if (select_by_hash(ctx, cpu, room_of(cpu)->hash) != INDEX_NONE)
 		return SK_PASS;
-	cpu = again(cpu);
-	selected = select_new(ctx, 0, quic_listener_hash(room_of(cpu)->hash), ARRIVAL_NEW);
-	flow_remember(again(cpu), slot_of(0, selected));
-	return verdict_of(selected);
+	return select_beginning(ctx);
 }
 
 /* ---- Opaque: nothing is known of the server's IDs but what can be learned ---- */
