@@ -113,6 +113,18 @@ static void note_keys(struct reuseport *r, const struct protocol_keys_rotated *k
 	wake(r);
 }
 
+static void note_stalled(struct reuseport *r, const struct protocol_stalled *s)
+{
+	uint32_t worker = le32toh(s->worker);
+
+	if (!r->registered || le32toh(s->registration) != r->registration || worker >= r->n_workers)
+		return;
+	r->stalled[worker] &= (uint8_t)~STALLED_NOW;
+	if (le32toh(s->stalled))
+		r->stalled[worker] |= STALLED_NOW;
+	wake(r);
+}
+
 static void note_event(struct reuseport *r)
 {
 	struct message *m = &r->message;
@@ -133,6 +145,9 @@ static void note_event(struct reuseport *r)
 		return;
 	case PROTOCOL_GRANT:
 		registration_add_listeners(r);
+		return;
+	case PROTOCOL_STALLED:
+		note_stalled(r, &m->stalled);
 		return;
 	case PROTOCOL_GOODBYE: {
 		uint32_t error = le32toh(m->goodbye.error);
@@ -393,6 +408,16 @@ static int deliver(struct reuseport *r)
 		n++;
 		if (c->keys_rotated)
 			c->keys_rotated(r, i, r->user_data);
+	}
+	for (unsigned i = 0; r->stalled && i < r->n_workers; i++) {
+		bool now = r->stalled[i] & STALLED_NOW;
+
+		if (now == !!(r->stalled[i] & STALLED_TOLD))
+			continue;
+		r->stalled[i] ^= STALLED_TOLD;
+		n++;
+		if (c->stalled)
+			c->stalled(r, i, now, r->user_data);
 	}
 	if (r->disconnected) {
 		r->disconnected = false;

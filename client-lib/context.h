@@ -3,8 +3,8 @@
  * What the files of libreuseport share: the context behind struct reuseport.
  *
  * Events never need a queue that grows: of each kind only the latest matters, so each is a flag
- * with its last arguments (drain, disconnected) or a flag for each listener (keys). They are noted
- * whenever they arrive and delivered by reuseport_dispatch().
+ * with its last arguments (drain, disconnected) or a flag for each listener (keys) or worker
+ * (stalled). They are noted whenever they arrive and delivered by reuseport_dispatch().
  *
  * The descriptor that the application polls is an epoll descriptor over the connection and an
  * eventfd: an event that was read during a synchronous call is no longer in the connection, and the
@@ -29,6 +29,11 @@ struct listener {
 	uint8_t cid_mode;
 	uint8_t token_secret[REUSEPORT_SECRET_OCTETS];
 	bool keys_rotated; /* to be delivered */
+};
+
+enum {
+	STALLED_NOW = 1,  /* what the daemon said last */
+	STALLED_TOLD = 2, /* what the application was told last */
 };
 
 struct reuseport {
@@ -60,6 +65,7 @@ struct reuseport {
 	unsigned n_listeners;
 	struct listener *listeners;
 	uint16_t *slots;
+	uint8_t *stalled; /* of each worker, STALLED_ bits; NULL in the fallback */
 	int *sockets;
 	_Atomic(struct cid_config *) *cids; /* NULL for listeners without generated IDs */
 	_Atomic uint64_t *counters;         /* of each, in memory shared with forked children */

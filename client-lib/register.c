@@ -23,6 +23,7 @@ void registration_clear(struct reuseport *r)
 		explicit_bzero(r->listeners, r->n_listeners * sizeof(*r->listeners));
 	free(take_pointer(r->listeners));
 	free(take_pointer(r->slots));
+	free(take_pointer(r->stalled));
 	free(take_pointer(r->sockets));
 	r->n_workers = r->n_listeners = 0;
 	r->registered = false;
@@ -81,9 +82,10 @@ static int take_shape(struct reuseport *r, unsigned n_workers)
 
 	r->registration = le32toh(grant->registration);
 	r->slots = calloc(MAX(n_workers, 1u), sizeof(*r->slots));
+	r->stalled = calloc(MAX(n_workers, 1u), sizeof(*r->stalled));
 	r->sockets = calloc(MAX(n, 1u), sizeof(*r->sockets));
 	r->listeners = calloc(n_listeners, sizeof(*r->listeners));
-	if (!r->slots || !r->sockets || !r->listeners)
+	if (!r->slots || !r->stalled || !r->sockets || !r->listeners)
 		return context_error(r, -ENOMEM, "not enough memory");
 	for (size_t i = 0; i < n; i++)
 		r->sockets[i] = -1;

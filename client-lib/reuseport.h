@@ -72,6 +72,9 @@ struct reuseport_callbacks {
 	/* The connection to the daemon ended (error: negative errno, 0 for an orderly stop).
 	 * Sockets and traffic go on; only new requests fail. */
 	void (*disconnected)(struct reuseport *r, int error, const char *text, void *user_data);
+	/* stalled 1: what waits for this worker stands still while others take theirs, so it gets
+	 * no new connections from now on. 0: its queue has moved, it gets them again. */
+	void (*stalled)(struct reuseport *r, unsigned worker, int stalled, void *user_data);
 };
 
 /*

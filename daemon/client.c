@@ -85,6 +85,19 @@ void client_send_drain(struct client *client, const struct registration *registr
 	message_send(client->socket, PROTOCOL_DRAIN_REQUESTED, 0, &event, sizeof(event), NULL, 0);
 }
 
+void client_send_stalled(struct client *client, const struct registration *registration,
+	uint32_t worker, bool stalled)
+{
+	const struct protocol_stalled event = {
+		.registration = htole32(registration->id),
+		.worker = htole32(worker),
+		.stalled = htole32(stalled),
+	};
+
+	/* One that reads nothing, as one that stands still may, misses it. */
+	message_send(client->socket, PROTOCOL_STALLED, 0, &event, sizeof(event), NULL, 0);
+}
+
 int client_send_ok(struct client *client, uint32_t sequence)
 {
 	const struct protocol_ok ok = {0};

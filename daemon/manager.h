@@ -297,6 +297,8 @@ int client_listen(struct manager *manager, int socket);
 struct client *client_free(struct client *client);
 /* The client's registration is gone; it may make another. */
 void client_forget(struct client *client);
+void client_send_stalled(struct client *client, const struct registration *registration,
+	uint32_t worker, bool stalled);
 void client_send_drain(struct client *client, const struct registration *registration,
 	enum protocol_drain_reason reason, uint64_t deadline_usec);
 /*

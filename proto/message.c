@@ -56,6 +56,7 @@ static const struct {
 		0},
 	[PROTOCOL_KEYS_ROTATED] = {"KEYS_ROTATED", sizeof(struct protocol_keys_rotated), 0},
 	[PROTOCOL_GOODBYE] = {"GOODBYE", sizeof(struct protocol_goodbye), 0},
+	[PROTOCOL_STALLED] = {"STALLED", sizeof(struct protocol_stalled), 0},
 };
 
 static bool type_known(uint16_t type)
@@ -211,6 +212,10 @@ static const char *check_body(const struct message *m)
 		return terminated(m->goodbye.text, sizeof(m->goodbye.text))
 			       ? NULL
 			       : "GOODBYE: text is not NUL-terminated";
+	case PROTOCOL_STALLED:
+		if (le32toh(m->stalled.stalled) > 1)
+			return "STALLED: neither 0 nor 1";
+		return m->stalled.reserved ? "STALLED: reserved field is not zero" : NULL;
 	default:
 		return NULL;
 	}

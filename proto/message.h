@@ -28,6 +28,7 @@ struct message {
 		struct protocol_drain_requested drain_requested;
 		struct protocol_keys_rotated keys_rotated;
 		struct protocol_goodbye goodbye;
+		struct protocol_stalled stalled;
 	};
 	int fds[PROTOCOL_DESCRIPTORS_MAX]; /* owned; taken ones are replaced by -1 */
 	size_t n_fds;

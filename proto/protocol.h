@@ -85,6 +85,7 @@ enum protocol_type {
 	PROTOCOL_DRAIN_REQUESTED = 128,
 	PROTOCOL_KEYS_ROTATED = 129,
 	PROTOCOL_GOODBYE = 130,
+	PROTOCOL_STALLED = 131,
 };
 
 enum protocol_transport {
@@ -281,6 +282,17 @@ struct protocol_keys_rotated {
 	uint8_t server_id[16];
 	uint8_t key[16];
 	uint8_t nonce_prefix[4];
+} __attribute__((packed));
+
+/*
+ * Event: what waits for the worker stands still while other workers of the service take theirs. It
+ * gets no new connections until its queue moves again, which is the event with stalled 0.
+ */
+struct protocol_stalled {
+	uint32_t registration;
+	uint32_t worker;
+	uint32_t stalled; /* 1: from now on; 0: no longer */
+	uint32_t reserved;
 } __attribute__((packed));
 
 /* Event: the daemon closes this connection after it. */

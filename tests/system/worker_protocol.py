@@ -15,7 +15,7 @@ VERSION = 1
 HELLO, REGISTER, ACK, READY, DRAIN, UNREGISTER = 1, 2, 3, 4, 5, 6
 CID_ADD, CID_RETIRE, ADOPT, RESUME = 7, 8, 9, 10
 WELCOME, GRANT, OK, ERROR = 64, 65, 66, 67
-DRAIN_REQUESTED, KEYS_ROTATED, GOODBYE = 128, 129, 130
+DRAIN_REQUESTED, KEYS_ROTATED, GOODBYE, STALLED = 128, 129, 130, 131
 
 DRAIN_OPERATOR, DRAIN_REPLACED, DRAIN_RELOAD, DRAIN_SHUTDOWN = 1, 2, 3, 4
 ACK_PROCESS = 1
@@ -36,6 +36,7 @@ REGISTRATION_FORMAT = struct.Struct("<II")
 ERROR_FORMAT = struct.Struct("<I512s")
 DRAIN_REQUESTED_FORMAT = struct.Struct("<IIQ")
 KEYS_ROTATED_FORMAT = struct.Struct("<IIHHBBBB16s16s4s")
+STALLED_FORMAT = struct.Struct("<IIII")
 CIDS_FORMAT = struct.Struct("<IIHH")
 CID_FORMAT = struct.Struct("<B20s3x")
 ADOPT_FORMAT = struct.Struct("<IHHII")
@@ -319,6 +320,14 @@ class Worker:
         event = KeysRotated(body)
         assert event.registration == self.registration
         return event
+
+    def wait_stalled(self, seconds=TIMEOUT):
+        """Worker and whether it is stalled of the next event, which must be STALLED."""
+        kind, body = self.connection.wait_event(seconds)
+        assert kind == STALLED
+        registration, worker, stalled, reserved = STALLED_FORMAT.unpack(body)
+        assert (registration, reserved) == (self.registration, 0)
+        return worker, bool(stalled)
 
     def close_sockets(self):
         for sockets in self.sockets:

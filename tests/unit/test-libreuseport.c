@@ -28,7 +28,8 @@ struct fixture {
 	struct reuseport *r;
 
 	/* what the callbacks saw */
-	unsigned n_drains, n_rotations, n_disconnects;
+	unsigned n_drains, n_rotations, n_disconnects, n_stalls;
+	unsigned stalled_workers; /* bits */
 	enum reuseport_drain_reason reason;
 	uint64_t deadline_usec;
 	unsigned rotated_listeners; /* bits */
@@ -61,6 +62,16 @@ static void on_disconnected(struct reuseport *r, int error, const char *text, vo
 	f->n_disconnects++;
 	f->error = error;
 	snprintf(f->text, sizeof(f->text), "%s", text);
+}
+
+static void on_stalled(struct reuseport *r, unsigned worker, int stalled, void *user_data)
+{
+	struct fixture *f = user_data;
+
+	f->n_stalls++;
+	assert_true(stalled == 0 || stalled == 1);
+	assert_int_equal(f->stalled_workers >> worker & 1, !stalled);
+	f->stalled_workers ^= 1u << worker;
 }
 
 static int setup(void **state)
@@ -99,6 +110,7 @@ static void start(struct fixture *f, void (*script)(struct fake *d))
 		.drain = on_drain,
 		.keys_rotated = on_keys_rotated,
 		.disconnected = on_disconnected,
+		.stalled = on_stalled,
 	};
 
 	assert_int_equal(fake_start(&f->daemon, script), 0);
@@ -449,6 +461,54 @@ static void events_during_a_call_are_delivered_at_the_next_dispatch(void **state
 	assert_int_equal(f->n_drains, 2);
 	assert_int_equal(f->reason, REUSEPORT_DRAIN_OPERATOR);
 	assert_int_equal(f->deadline_usec, 0);
+}
+
+static void stall(struct fake *d, uint32_t registration, uint32_t worker, uint32_t stalled)
+{
+	const struct protocol_stalled body = {
+		.registration = htole32(registration),
+		.worker = htole32(worker),
+		.stalled = htole32(stalled),
+	};
+
+	fake_event(d, PROTOCOL_STALLED, &body, sizeof(body));
+}
+
+static void serve_stalls(struct fake *d)
+{
+	fake_welcome(d);
+	fake_register(d, 3);
+	fake_receive(d, PROTOCOL_READY);
+	stall(d, d->registration, 0, 1);
+	stall(d, d->registration, 2, 1);
+	stall(d, d->registration, 1, 1);
+	stall(d, d->registration, 1, 0); /* over before it was told */
+	stall(d, d->registration, 3, 1); /* no such worker */
+	stall(d, d->registration + 1, 1, 1);
+	fake_ok(d);
+	fake_wait(d);
+	stall(d, d->registration, 2, 1); /* again */
+	stall(d, d->registration, 0, 0);
+	fake_receive_end(d);
+}
+
+static void each_stalled_worker_is_told_and_when_it_is_over(void **state)
+{
+	struct fixture *f = *state;
+
+	start(f, serve_stalls);
+	CHECK(reuseport_register(f->r, "web", NULL, 3, 0, WAIT_MSEC), 0);
+	CHECK(reuseport_ready(f->r, WAIT_MSEC), 0);
+	assert_int_equal(f->n_stalls, 0);
+	assert_int_equal(poll_now(f), 1);
+	CHECK(reuseport_dispatch(f->r, 0), 2);
+	assert_int_equal(f->n_stalls, 2);
+	assert_int_equal(f->stalled_workers, 1u << 0 | 1u << 2);
+	assert_int_equal(poll_now(f), 0);
+	fake_continue(&f->daemon.fake);
+	CHECK(reuseport_dispatch(f->r, WAIT_MSEC), 1);
+	assert_int_equal(f->n_stalls, 3);
+	assert_int_equal(f->stalled_workers, 1u << 2);
 }
 
 static void die_after_registration(struct fake *d)
@@ -1153,6 +1213,7 @@ int main(void)
 		TEST(a_start_that_fails_gives_the_slots_back),
 		TEST(no_room_for_descriptors_is_emfile_and_none_stays),
 		TEST(events_during_a_call_are_delivered_at_the_next_dispatch),
+		TEST(each_stalled_worker_is_told_and_when_it_is_over),
 		TEST(the_daemons_death_is_told_once_and_the_sockets_stay),
 		TEST(death_during_a_call_is_its_error_and_an_event),
 		TEST(garbage_from_the_daemon_ends_the_connection),

@@ -270,6 +270,7 @@ static void every_type_is_accepted_in_its_plain_form(void **state)
 		{PROTOCOL_DRAIN_REQUESTED, sizeof(struct protocol_drain_requested)},
 		{PROTOCOL_KEYS_ROTATED, sizeof(struct protocol_keys_rotated)},
 		{PROTOCOL_GOODBYE, sizeof(struct protocol_goodbye)},
+		{PROTOCOL_STALLED, sizeof(struct protocol_stalled)},
 	};
 	struct fixture *f = *state;
 	uint8_t zeros[1024] = {};
@@ -360,7 +361,7 @@ static void grant_of_no_worker_has_no_descriptor(void **state)
 
 static void unknown_types_pass_with_whatever_they_carry(void **state)
 {
-	static const uint16_t unknown[] = {0, 11, 63, 68, 131, 1000, 65535, PROTOCOL_RESUME};
+	static const uint16_t unknown[] = {0, 11, 63, 68, 132, 1000, 65535, PROTOCOL_RESUME};
 	struct fixture *f = *state;
 	uint8_t body[100];
 	struct packet p;
@@ -465,6 +466,12 @@ static void flags_and_reserved_fields_are_refused(void **state)
 	make_packet(&p, PROTOCOL_KEYS_ROTATED, &(struct protocol_keys_rotated){.reserved2 = 1},
 		sizeof(struct protocol_keys_rotated), 0);
 	expect_refused(f, &p, "reserved field");
+	make_packet(&p, PROTOCOL_STALLED, &(struct protocol_stalled){.reserved = htole32(1)},
+		sizeof(struct protocol_stalled), 0);
+	expect_refused(f, &p, "reserved field");
+	make_packet(&p, PROTOCOL_STALLED, &(struct protocol_stalled){.stalled = htole32(2)},
+		sizeof(struct protocol_stalled), 0);
+	expect_refused(f, &p, "neither 0 nor 1");
 	make_packet(&p, PROTOCOL_ACK, &(struct protocol_ack){.reserved = htole32(1)},
 		sizeof(struct protocol_ack), 0);
 	expect_refused(f, &p, "reserved field");
