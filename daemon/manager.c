@@ -382,6 +382,8 @@ int manager_reload(struct manager *manager, struct config *config, char **ret_er
 	if (result >= 0)
 		result = prepare(manager, config, changes, ret_error);
 	if (result < 0) {
+		/* What was opened is closed when the caller hears of it. */
+		store_commit(manager->store);
 		compact(config);
 		config_free(config);
 		return result;
