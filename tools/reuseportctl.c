@@ -57,12 +57,26 @@ static int run(struct ctl *ctl, const char *name, int argc, char **argv)
 	return command->run(ctl, argc, argv);
 }
 
+/* What a wrong command line means to whoever runs the command; options are not understood then. */
+static int wrong(int argc, char **argv)
+{
+	const struct ctl_values none = {0};
+
+	for (int i = 1; i < argc; i++) {
+		const struct ctl_command *command = ctl_find_command(argv[i], &none);
+
+		if (command)
+			return command->usage ? command->usage : CTL_USAGE;
+	}
+	return CTL_USAGE;
+}
+
 static int start(struct ctl *ctl, int argc, char **argv)
 {
 	int first, rows;
 
 	if (ctl_read_options(argc, argv, &ctl->values, &first) < 0)
-		return CTL_USAGE;
+		return wrong(argc, argv);
 	if (ctl_get(ctl, OPTION_HELP)) {
 		if (first < argc)
 			return ctl_print_command_help(argv[first]);
@@ -80,7 +94,7 @@ static int start(struct ctl *ctl, int argc, char **argv)
 	if (isatty(STDOUT_FILENO))
 		ctl_terminal_size(STDOUT_FILENO, &ctl->columns, &rows);
 	if (read_json_mode(ctl) != CTL_OK)
-		return CTL_USAGE;
+		return wrong(argc, argv);
 	if (first == argc)
 		return run(ctl, "status", 0, argv + first);
 	return run(ctl, argv[first], argc - first - 1, argv + first + 1);

@@ -115,6 +115,8 @@ def test_check_has_the_status_of_a_plugin(daemon, tmp_path):
     assert status == 3 and lines[0].startswith("UNKNOWN: ") and 'no service "absent"' in lines[0]
     assert check(daemon, "a", "b")[0] == 3
     assert check(daemon, "--wait")[0] == 3
+    assert check(daemon, "--no-such-option")[0] == 3
+    assert check(daemon, "--json=xml")[0] == 3
     unreachable = harness.run(harness.REUSEPORTCTL, "--socket", tmp_path / "absent", "check", check=False)
     assert unreachable.returncode == 2
     assert unreachable.stdout.startswith("CRITICAL: cannot check reuseportd: cannot connect")
