@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """With no worker at all the standby socket holds what comes, and the next worker gets all of it."""
+import os
+import signal
 import socket
 
 import pytest
@@ -8,6 +10,7 @@ import harness
 
 PORT = 8080
 N = 100
+SO_DETACH_REUSEPORT_BPF = 68
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -154,3 +157,39 @@ StandbyTimeoutSec=1
             datagrams.recv(100)
         late.close()
         worker.leave()
+
+
+def test_what_comes_to_the_standby_while_a_worker_is_active_moves_on(start_daemon):
+    """
+    A worker has detached the program and the daemon, which would attach it again, stands still: the
+    kernel chooses among all members by its own hash, the standby among them.
+    """
+    daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}")
+    worker = daemon.worker()
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        worker.socket.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 1)
+        clients = []
+        for i in range(60):
+            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", PORT))  # on the loopback done at once, or dropped
+            clients.append(client)
+        connected = [client for client in clients if is_connected(client)]
+        accepted = harness.accept_now(worker.socket)
+        assert 0 < len(accepted) < len(connected) < 60, "worker, standby and sink have some each"
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    # The sink's have come again by then: they repeat their SYN.
+    accepted += [harness.accept(worker.socket) for _ in range(60 - len(accepted))]
+    ports = sorted(connection.getpeername()[1] for connection in accepted)
+    assert ports == sorted(client.getsockname()[1] for client in clients)
+    harness.close_all(clients + accepted)
+
+
+def is_connected(client):
+    try:
+        client.getpeername()
+    except OSError:
+        return False
+    return True
