@@ -7,7 +7,6 @@
 #include "tools/ctl.h"
 
 #include <poll.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -38,18 +37,6 @@ static const char *advice(int error)
 	}
 }
 
-_printf_(1, 2) static char *sentence(const char *format, ...)
-{
-	char *text = NULL;
-	va_list arguments;
-	int n;
-
-	va_start(arguments, format);
-	n = vasprintf(&text, format, arguments);
-	va_end(arguments);
-	return n < 0 ? NULL : text;
-}
-
 static int connect_to(const char *path, int wait_msec, const char *what, int *ret, char **ret_error)
 {
 	const struct timeval deadline = {
@@ -58,14 +45,16 @@ static int connect_to(const char *path, int wait_msec, const char *what, int *re
 	_cleanup_close_ int fd = -1;
 
 	if (!*path || strlen(path) >= sizeof(address.sun_path)) {
-		*ret_error = sentence("cannot %s: \"%s\" cannot be a Unix socket (1 to %zu octets)",
-			what, path, sizeof(address.sun_path) - 1);
+		*ret_error =
+			ctl_format("cannot %s: \"%s\" cannot be a Unix socket (1 to %zu octets)",
+				what, path, sizeof(address.sun_path) - 1);
 		return CTL_USAGE;
 	}
 	memcpy(address.sun_path, path, strlen(path) + 1);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0) {
-		*ret_error = sentence("cannot %s: cannot make a socket: %s", what, strerror(errno));
+		*ret_error =
+			ctl_format("cannot %s: cannot make a socket: %s", what, strerror(errno));
 		return CTL_FAILED;
 	}
 	/* Bounds connect(2) and send(2), unix(7). */
@@ -73,7 +62,7 @@ static int connect_to(const char *path, int wait_msec, const char *what, int *re
 	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
 		int error = errno;
 
-		*ret_error = sentence("cannot %s: cannot connect to reuseportd at %s: %s%s", what,
+		*ret_error = ctl_format("cannot %s: cannot connect to reuseportd at %s: %s%s", what,
 			path, strerror(error), advice(error));
 		return error == EACCES || error == EPERM ? CTL_DENIED : CTL_UNREACHABLE;
 	}
@@ -127,20 +116,20 @@ int ctl_next(struct ctl_connection *connection, json_t **ret)
 int ctl_lost(const char *path, const char *what, int error, char **ret_error)
 {
 	if (error == -ETIMEDOUT || error == -EAGAIN)
-		*ret_error = sentence(
+		*ret_error = ctl_format(
 			"cannot %s: reuseportd at %s did not answer in time (it hangs or is "
 			"stopped)",
 			what, path);
 	else if (error == -ECONNRESET || error == -EPIPE)
-		*ret_error = sentence(
+		*ret_error = ctl_format(
 			"cannot %s: reuseportd at %s closed the connection without an answer "
 			"(too many connections of this user, or it ended; see its log)",
 			what, path);
 	else if (error == -EBADMSG)
-		*ret_error = sentence(
+		*ret_error = ctl_format(
 			"cannot %s: what answers at %s does not speak Varlink", what, path);
 	else
-		*ret_error = sentence(
+		*ret_error = ctl_format(
 			"cannot %s: talking to reuseportd at %s: %s", what, path, strerror(-error));
 	return CTL_UNREACHABLE;
 }
@@ -156,31 +145,32 @@ static int judge_error(const char *path, const char *what, const char *error,
 	const json_t *parameters, char **ret_error)
 {
 	if (strcmp(error, INTERFACE ".PermissionDenied") == 0) {
-		*ret_error = sentence("cannot %s: reuseportd at %s denies it: %s", what, path,
+		*ret_error = ctl_format("cannot %s: reuseportd at %s denies it: %s", what, path,
 			text_of(parameters, "message"));
 		return CTL_DENIED;
 	}
 	if (strcmp(error, INTERFACE ".Failed") == 0)
-		*ret_error = sentence("cannot %s: %s", what, text_of(parameters, "message"));
+		*ret_error = ctl_format("cannot %s: %s", what, text_of(parameters, "message"));
 	else if (strcmp(error, INTERFACE ".NoSuchWorker") == 0)
-		*ret_error = sentence(
+		*ret_error = ctl_format(
 			"cannot %s: reuseportd has no such worker (reuseportctl status lists them)",
 			what);
 	else if (strcmp(error, INTERFACE ".NoSuchService") == 0)
-		*ret_error = sentence(
+		*ret_error = ctl_format(
 			"cannot %s: reuseportd has no service \"%s\" (reuseportctl status lists them)",
 			what, text_of(parameters, "name"));
 	else if (strcmp(error, VARLINK ".InvalidParameter") == 0)
-		*ret_error =
-			sentence("cannot %s: reuseportd at %s does not take this value for \"%s\"",
-				what, path, text_of(parameters, "parameter"));
+		*ret_error = ctl_format(
+			"cannot %s: reuseportd at %s does not take this value for \"%s\"", what,
+			path, text_of(parameters, "parameter"));
 	else if (strncmp(error, VARLINK ".", strlen(VARLINK) + 1) == 0)
-		*ret_error = sentence(
+		*ret_error = ctl_format(
 			"cannot %s: the daemon at %s does not know how (%s): is it older than "
 			"reuseportctl " VERSION "?",
 			what, path, error);
 	else
-		*ret_error = sentence("cannot %s: reuseportd at %s answered %s", what, path, error);
+		*ret_error =
+			ctl_format("cannot %s: reuseportd at %s answered %s", what, path, error);
 	return CTL_FAILED;
 }
 
@@ -206,7 +196,7 @@ int ctl_begin(const char *path, const char *method, json_t *parameters, bool mor
 	*ret = (struct ctl_connection)CTL_CONNECTION_INIT;
 	if (!call || (more && json_object_set_new(call, "more", json_true()) < 0)) {
 		json_decref(call);
-		*ret_error = sentence("cannot %s: not text in UTF-8, or out of memory", what);
+		*ret_error = ctl_format("cannot %s: not text in UTF-8, or out of memory", what);
 		return CTL_FAILED;
 	}
 	result = connect_to(path, wait_msec, what, &ret->fd, ret_error);
