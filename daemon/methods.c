@@ -209,7 +209,7 @@ static unsigned change_kick(struct worker *worker, void *data)
 	return 1;
 }
 
-static int failed(json_t **ret, const char **ret_error, int error, const char *message)
+static int refuse(json_t **ret, const char **ret_error, int error, const char *message)
 {
 	*ret_error = CONTROL_FAILED;
 	*ret = json_pack("{s:s, s:i}", "message", message, "errno", -error);
@@ -224,7 +224,7 @@ static int method_kick(
 	int result;
 
 	if (!privileges_may(CAP_NET_ADMIN))
-		return failed(ret, ret_error, -EPERM,
+		return refuse(ret, ret_error, -EPERM,
 			"cannot close another process's socket: the daemon has no CAP_NET_ADMIN "
 			"(drop-in net-admin.conf, or --net-admin when started by root)");
 	result = for_each_named(user_data, parameters, change_kick, &kick, &n, ret, ret_error);
@@ -232,11 +232,11 @@ static int method_kick(
 		return result;
 	store_commit(((struct manager *)user_data)->store);
 	if (kick.error == -EOPNOTSUPP)
-		return failed(ret, ret_error, kick.error,
+		return refuse(ret, ret_error, kick.error,
 			"the workers drain, but what waits for them can't be moved: this kernel was "
 			"built without CONFIG_INET_DIAG_DESTROY");
 	if (kick.error)
-		return failed(ret, ret_error, kick.error, strerror(-kick.error));
+		return refuse(ret, ret_error, kick.error, strerror(-kick.error));
 	*ret = json_pack("{s:i, s:i}", "kicked", (int)n, "sockets", (int)kick.sockets);
 	return 0;
 }
@@ -248,7 +248,7 @@ static int method_reload(
 	int result = manager_reload_files(user_data, &error);
 
 	if (result < 0)
-		return failed(ret, ret_error, result, error ? error : strerror(-result));
+		return refuse(ret, ret_error, result, error ? error : strerror(-result));
 	*ret = json_object();
 	return 0;
 }
@@ -284,7 +284,7 @@ static int method_rotate_keys(
 		return no_service(name, ret, ret_error);
 	result = service_rotate_keys(service, listener, &n, &error);
 	if (result < 0)
-		return failed(ret, ret_error, result, error ? error : strerror(-result));
+		return refuse(ret, ret_error, result, error ? error : strerror(-result));
 	*ret = json_pack("{s:i}", "rotated", (int)n);
 	return 0;
 }

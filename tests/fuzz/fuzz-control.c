@@ -27,14 +27,19 @@ static struct listener_config listener_config = {.name = "quic",
 	.address_text = "127.0.0.1:443",
 	.transport = TRANSPORT_QUIC,
 	.cid_mode = CID_QUIC_LB};
+static struct listener_config tcp_config = {
+	.name = "tcp", .address_text = "127.0.0.1:80", .transport = TRANSPORT_TCP};
+static struct listener tcp_listener = {.config = &tcp_config, .group = &group};
 static struct listener listener = {.config = &listener_config, .group = &group, .keys = &keys};
-static struct listener *listeners[] = {&listener};
+static struct listener *listeners[] = {&listener, &tcp_listener};
 static struct service_config service_config = {.name = "web"};
 static struct worker worker = {.slot = 7, .weight = 100, .state = WORKER_ACTIVE, .granted = true};
 static struct registration registration = {
 	.instance = "web@1", .workers = &worker, .n_workers = 1, .pid = 1};
-static struct service service = {
-	.config = &service_config, .listeners = listeners, .n_listeners = 1};
+static struct service service = {.config = &service_config,
+	.listeners = listeners,
+	.n_listeners = 2,
+	.registrations = &registration};
 static struct manager manager = {.services = &service, .program = "reuseportd"};
 
 void log_entry(
@@ -55,6 +60,22 @@ json_t *status_daemon(const struct manager *m)
 json_t *status_services(struct manager *m, const char *name)
 {
 	return json_pack("[{s:s}]", "name", service_config.name);
+}
+
+bool privileges_may(int capability)
+{
+	return true;
+}
+
+bool group_has_socket(const struct group *g, uint16_t slot, uint64_t *ret_cookie)
+{
+	*ret_cookie = 1;
+	return true;
+}
+
+int sockdiag_destroy(const struct listener_config *config, uint64_t cookie, size_t n_members)
+{
+	return -ENOENT;
 }
 
 const char *worker_state_name(enum worker_state state)
@@ -159,7 +180,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	if (!control) {
 		service.manager = &manager;
-		listener.service = &service;
+		listener.service = tcp_listener.service = &service;
 		registration.service = &service;
 		worker.registration = &registration;
 		manager.slots[7] = &worker;
