@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 What happens when workers come and go: how soon traffic follows, what is lost, how long a
-registration takes and how many a second there may be, how long a change of the table takes.
+registration takes and how many a second there may be.
 """
 from .place import Place, Tool, listener
 from .report import percentile
 
 STEPS = {"open": "connect and HELLO", "register": "REGISTER to its last OK", "ready": "READY",
          "unregister": "UNREGISTER", "all": "connect to active, all of it"}
-MANY = 4000
 
 
 def measure_workers_that_come_and_go(run):
@@ -99,32 +98,6 @@ def measure_registrations(run, n_clients, limit=None):
                    rates)
 
 
-def measure_table(run):
-    """READY and DRAIN of one more worker where there are thousands."""
-    n = run.pick(MANY, 1000, 100)
-    place = Place(run, listener(next(run.ports), "ListenDatagram"))
-    tool = other = None
-    try:
-        tool = Tool(run, "bench-workers", "--daemon", place.socket)
-        tool.answer("ready")
-        run.progress(f"handover: {n} workers")
-        check(tool, tool.ask(f"workers {n}", "workers ") == [n], "workers are missing")
-        other = Tool(run, "bench-workers", "--daemon", place.socket)
-        other.answer("ready")
-        other.say(f"register {run.pick(50, 20, 5)} 1")
-        samples = {s: other.answer(f"{s} ") for s in STEPS}
-        other.answer("wall ")
-    finally:
-        for each in (other, tool):
-            if each:
-                each.close()
-        place.close()
-    run.report.add("registration", f"table/{n}", f"READY with {n:,} workers: a new table", "us",
-                   [s / 1000 for s in samples["ready"]], limit=5000)
-    run.report.add("registration", f"all/{n}", f"connect to active with {n:,} workers", "us",
-                   [s / 1000 for s in samples["all"]])
-
-
 def measure(run):
     run.report.subject("handover", "Hand-over: one worker stays, another comes and goes, a datagram "
                        "of a new flow every 20 us")
@@ -132,4 +105,3 @@ def measure(run):
     run.report.subject("registration", "Registrations of one worker with one socket (UDP)")
     measure_registrations(run, 1, limit=150)
     measure_registrations(run, 64)
-    measure_table(run)

@@ -38,6 +38,23 @@ def sample(place):
     return {"resident": place.resident(), "kernel": place.kernel_memory()}
 
 
+def measure_table(run, place, n):
+    """READY of one more worker, where there are so many already."""
+    steps = ("open", "register", "ready", "unregister", "all")
+    tool = Tool(run, "bench-workers", "--daemon", place.socket)
+    try:
+        tool.answer("ready")
+        tool.say(f"register {run.pick(50, 20, 5)} 1")
+        samples = {s: tool.answer(f"{s} ") for s in steps}
+        tool.answer("wall ")
+    finally:
+        tool.close()
+    run.report.add("table", f"ready/{n}", f"READY with {n:,} workers: a new table", "us",
+                   [s / 1000 for s in samples["ready"]], limit=5000)
+    run.report.add("table", f"all/{n}", f"connect to active with {n:,} workers", "us",
+                   [s / 1000 for s in samples["all"]])
+
+
 def measure_workers(run):
     values = {}
     place = Place(run, listener(next(run.ports), "ListenQUIC", "ConnectionID=quic-lb"))
@@ -52,6 +69,7 @@ def measure_workers(run):
             values[n] = {**sample(place), "seconds": time.monotonic() - begin}
             if n in (1, 1000):
                 measure_idle(run, place, f"{n:,} workers", f"workers/{n}")
+        measure_table(run, place, max(values))
     finally:
         if tool:
             tool.close()
@@ -127,6 +145,7 @@ def measure_events(run):
 
 def measure(run):
     run.report.subject("idle", "Processor time of the daemon")
+    run.report.subject("table", "Registrations where there are many workers")
     run.report.subject("scale", "Memory: resident memory of the daemon, shared libraries included; "
                        "kernel memory of all its maps and programs")
     measure_workers(run)
