@@ -29,6 +29,7 @@ def quic(mode):
     return Group(listener=("ListenQUIC", f"ConnectionID={mode}"))
 
 
+SHARED = Group(listener=("ListenQUIC", "Share=bench", "MatchDefault=yes"))
 UDP = Group(listener=("ListenDatagram",))
 
 CASES = {
@@ -42,6 +43,10 @@ CASES = {
     "initial": Measured("Initial, new", "initial", "initial", quic("quic-lb"), "floor", 1.5),
     "initial-known": Measured("Initial, known", "known", "initial-known", quic("quic-lb"),
                               "floor", 1.5),
+    "shared": Measured("own ID, encrypted, cached, shared listener", "short", "generated", SHARED,
+                       "encrypted", 1.05),
+    "shared-initial": Measured("Initial, new, shared listener without a classifier", "initial",
+                               "initial", SHARED, "initial"),
     "stray": Measured("short header of nobody", "short", "short", quic("quic-lb-plain"), "floor"),
     "registered": Measured("registered ID, 65,536", "many", "registered",
                            Group(listener=("ListenQUIC", "ConnectionID=registered",

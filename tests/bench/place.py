@@ -27,6 +27,7 @@ MaxSlotsPerUser=4096
 MaxConnectionIDsPerUser=4194304
 MessagesPerSecondPerUser=1000000
 """
+NO_CLASSIFIER = "Classifier=/nonexistent\n"  # what is nobody's goes to the default service
 
 
 def stop(sentence):
@@ -68,14 +69,18 @@ def listener(port, kind, *lines, name="bench"):
 
 
 class Place:
-    """A daemon with one service, `bench`, of these listeners (up to 64), or several services."""
+    """
+    A daemon with one service, `bench`, of these listeners (up to 64), or several services; daemon:
+    more lines of its own section.
+    """
 
-    def __init__(self, run, *listeners, services=None, build=None, options=()):
+    def __init__(self, run, *listeners, services=None, build=None, options=(),
+                 daemon=NO_CLASSIFIER):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="reuseportd-bench-"))
         try:
             self.directory.chmod(0o755)
             (self.directory / "services.d").mkdir(mode=0o755)
-            (self.directory / "reuseportd.conf").write_text(DAEMON, encoding="ascii")
+            (self.directory / "reuseportd.conf").write_text(DAEMON + daemon, encoding="ascii")
             for name, sections in (services or {"bench": listeners}).items():
                 (self.directory / "services.d" / f"{name}.conf").write_text(
                     "[Service]\nMaxWorkers=4096\n" + "".join(sections), encoding="ascii")

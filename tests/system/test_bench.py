@@ -15,7 +15,7 @@ TOOLS = harness.BUILD / "tests" / "bench"
 OWN = {f"{program}/{traffic}" for program in ("empty", "floor")
        for traffic in ("short", "large", "fresh", "initial", "known", "many")}
 PACKET = {"plain", "encrypted", "encrypted-large", "encrypted-new", "initial", "initial-known",
-          "stray", "registered", "cookie", "opaque", "udp", "sockhash", "sockhash-cookie", "aes",
+          "shared", "shared-initial", "stray", "registered", "cookie", "opaque", "udp", "sockhash", "sockhash-cookie", "aes",
           "lru", "modulo", "encrypted/aes", "plain/modulo", "floor/syn", "syn", "migration"} | OWN
 SIZE = PACKET - OWN - {"encrypted/aes", "plain/modulo", "floor/syn", "migration"}
 GROWTH = {f"{mode}/{what}" for mode in ("plain", "encrypted") for what in (
@@ -48,6 +48,7 @@ SUBJECTS = {
     "handover": {"handover": HANDOVER, "registration": REGISTRATION},
     "scale": {"scale": SCALE, "idle": IDLE, "table": TABLE},
     "cids": {"cids": CIDS},
+    "classify": {"classify": {"one", "two", "forged"}},
     "adopt": {"adopt": ADOPT},
 }
 
