@@ -179,6 +179,7 @@ int config_new(struct config **ret)
 	config->status_group = (gid_t)-1;
 	config->admin_group = (gid_t)-1;
 	config->classifier_percent = 50;
+	config->classifier_drop = true;
 	config->max_connections = 512;
 	config->max_slots = 2048;
 	config->max_cids = 1 << 20;

@@ -95,7 +95,7 @@ struct config {
 	char *state_directory;
 	char *classifier;            /* Classifier=, the program for shared listeners */
 	unsigned classifier_percent; /* ClassifierShare=, of one core, for each share; default 50 */
-	bool classifier_drop;        /* ClassifierOverflow=drop; default: to the default service */
+	bool classifier_drop;        /* ClassifierOverflow=; false: to the default service; default true */
 	bool state_directory_set;    /* by StateDirectory=, so it must be there */
 };
 

@@ -29,11 +29,11 @@ class SharePlane:
     """services: name to what its [Listener] section says beside the address."""
 
     def __init__(self, start_daemon, configuration, services, modes=None, users=None,
-                 classifier="/nonexistent"):
+                 classifier="/nonexistent", daemon=""):
         self.configuration = configuration
         self.modes = modes or {}
         self.users = users or {}
-        configuration.write("reuseportd.conf", f"[Daemon]\nClassifier={classifier}\n")
+        configuration.write("reuseportd.conf", f"[Daemon]\nClassifier={classifier}\n{daemon}")
         for name, match in services.items():
             self.configure(name, match)
         self.daemon = start_daemon("--config", configuration.directory)

@@ -3,16 +3,18 @@
 The daemon and its classifier together: whose a new connection is, and what becomes of that when one
 of the two ends, stands still or gets another configuration.
 """
+import contextlib
 import os
 import pathlib
 import shutil
 import signal
+import time
 
 import pytest
 
 import harness
 import quic_initials
-from share_plane import SharePlane, maker, section, short
+from share_plane import ADDRESS, SharePlane, maker, section, short
 
 CLASSIFIER = harness.BUILD / "classify" / "reuseport-classify"
 SERVICES = {"shop": "MatchServerName=shop.example *.shop.example", "api": "MatchServerName=api.example",
@@ -228,3 +230,62 @@ def test_it_ends_with_its_share(share):
     p.daemon.reload()
     harness.poll_until(lambda: state_of(pid) is None, "it has ended")
     wait_classifier(p, [pid])
+
+
+@contextlib.contextmanager
+def flood_of_forged_initials():
+    """From another process, as fast as it can, each with a connection ID of its own."""
+    packet = quic_initials.forged(bytes(8))
+    pid = os.fork()
+    if pid == 0:
+        client = harness.udp_client(ADDRESS)
+        while os.getppid() != 1:
+            ids = os.urandom(8 * 1000)
+            for i in range(0, len(ids), 8):
+                client.send(packet[:6] + ids[i:i + 8] + packet[14:])
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("overflow", ["default", "drop"])
+def test_what_a_flood_does_to_new_connections(share, overflow):
+    """
+    Forged Initials, far more than 5 % of a core can read, and clients that send again after 0.3 and
+    0.6 s. Where what can't be followed is given to the default service, each client comes to some
+    server; where it is dropped, none comes to a wrong one, and many to none.
+    """
+    p = share(daemon=f"ClassifierShare=5%\nClassifierOverflow={overflow}\n")
+    wait_classifier(p)
+    sockets = {name: worker.socket for name, worker in p.by_name.items()}
+    where = {"shop": 0, "rest": 0, None: 0}
+
+    def arrived(flight):
+        for name, each in sockets.items():
+            for _ in range(1000):  # the default service has all the others
+                try:
+                    if each.recv(2048) == flight:
+                        return name
+                except BlockingIOError:
+                    break
+        return None
+
+    with flood_of_forged_initials():
+        time.sleep(0.3)
+        for _ in range(20):
+            flight = quic_initials.first_flight("shop.example")[0]
+            got = None
+            for pause in (0.3, 0.6, 1.2):
+                p.client.send(flight)
+                end = time.monotonic() + pause
+                while got is None and time.monotonic() < end:
+                    got = arrived(flight)
+                if got:
+                    break
+            where[got] += 1
+    print(f"ClassifierOverflow={overflow}: {where}")
+    assert where["rest" if overflow == "drop" else None] == 0
+    assert sum(where.values()) == 20
