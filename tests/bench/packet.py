@@ -44,7 +44,7 @@ CASES = {
     "initial-known": Measured("Initial, known", "known", "initial-known", quic("quic-lb"),
                               "floor", 1.5),
     "shared": Measured("own ID, encrypted, cached, shared listener", "short", "generated", SHARED,
-                       "encrypted", 1.05),
+                       "encrypted", 1.1),
     "shared-initial": Measured("Initial, new, shared listener without a classifier", "initial",
                                "initial", SHARED, "initial"),
     "stray": Measured("short header of nobody", "short", "short", quic("quic-lb-plain"), "floor"),
