@@ -219,6 +219,28 @@ static __always_inline __u32 table_slot(const struct listener_table *table, __u3
 #define NEEDED(argument) asm volatile("" : : "r"(argument))
 
 /*
+ * Where workers say how loaded they are: the less loaded of two candidates, the first one if they
+ * are equal. Two are enough for the longest queue to be short (Mitzenmacher, "The Power of Two
+ * Choices in Randomized Load Balancing", 2001), also where what is known of the load is old, and
+ * they keep the weights. A function of its own: who has no loads does not pay for its frame.
+ */
+__noinline __u32 less_loaded(__u32 service, __u32 hash)
+{
+	const struct listener_map *map = listener_map_of(service);
+	const struct listener_table *table;
+	__u32 first, second;
+
+	NEEDED(service);
+	if (!map)
+		return INDEX_NONE;
+	table = &map->tables[map->current & 1];
+	first = table_slot(table, hash);
+	second = table_slot(table, SECOND_HASH(hash));
+	return map->load[second & (SLOT_COUNT - 1)] < map->load[first & (SLOT_COUNT - 1)] ? second
+											  : first;
+}
+
+/*
  * One try of select_fallback(): the active worker that comes number `offset` after the hash's.
  * Returns its slot when it took the packet, INDEX_NONE when it did not. A global function: the
  * verifier checks it once by itself, and the loop that calls it stays simple (without CAP_PERFMON
@@ -286,13 +308,15 @@ static __always_inline __u32 select_new(
 {
 	const struct listener_map *map = listener_map_of(service);
 	const struct listener_table *table;
-	__u32 slot;
+	__u32 current, slot;
 
 	if (!map)
 		return INDEX_NONE;
-	table = &map->tables[map->current & 1];
+	current = map->current;
+	table = &map->tables[current & 1];
 	if (table->n_active) {
-		slot = table_slot(table, hash);
+		slot = current & LISTENER_LOADS ? less_loaded(service, hash)
+						: table_slot(table, hash);
 		if (select_slot(ctx, slot) == 0) {
 			count(service, arrival == ARRIVAL_NEW     ? VERDICT_LISTENER
 				       : arrival == ARRIVAL_MOVED ? VERDICT_MIGRATED

@@ -13,7 +13,7 @@
  * you change.
  */
 #ifndef LAYOUT_LISTENER_MAP
-#define LAYOUT_LISTENER_MAP 1
+#define LAYOUT_LISTENER_MAP 2
 #endif
 #ifndef LAYOUT_FLOW_MAP
 #define LAYOUT_FLOW_MAP 1
@@ -61,11 +61,20 @@ struct group_head {
  * filled, then `current` is switched: one word, so a reader sees the old table or the new one.
  */
 struct listener_map {
-	__u32 current;          /* 0 or 1 */
+	__u32 current;          /* 0 or 1: a table; and LISTENER_LOADS */
 	__u32 standby;          /* index in socket_map, or INDEX_NONE: refuse */
 	struct group_head head; /* of a group that has one listener map; else unused */
 	struct listener_table tables[2];
+	__u16 load[SLOT_COUNT]; /* 0 .. 1000, with LISTENER_LOADS */
 };
+
+/* Bit of listener_map.current: workers say how loaded they are, and of two candidates the less
+ * loaded one is chosen. Here, in a word that is read anyway, it costs those nothing who don't. */
+#define LISTENER_LOADS 2
+
+/* Hash of the second candidate. Entries go by the upper bits, on which after this all lower ones
+ * bear; the hash being keyed, the two candidates are as good as independent. */
+#define SECOND_HASH(hash) ((__u32)(hash)*0x9e3779b1u)
 
 /*
  * Flow map: sets of eight words in one cache line. A word is tag << 32 | slot << 16 | tick; 0 is

@@ -72,6 +72,9 @@ struct reuseport {
 	size_t counters_size;               /* octets of that mapping */
 	struct cid_config *retired;         /* configurations that a thread may still be reading */
 
+	_Atomic uint32_t *loads; /* mapped, PROTOCOL_LOAD_OCTETS of each worker; NULL: not shared */
+	size_t loads_size;
+
 	struct message message; /* the one being read */
 };
 
@@ -113,6 +116,10 @@ void registration_clear(struct reuseport *r);
 /* How many sockets this process was given by LISTEN_FDS; 0 when it was not. */
 unsigned fallback_n_sockets(void);
 int fallback_register(struct reuseport *r);
+
+/* load.c */
+
+void load_clear(struct reuseport *r);
 
 /* cid.c */
 

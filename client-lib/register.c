@@ -16,6 +16,7 @@
 void registration_clear(struct reuseport *r)
 {
 	cid_clear(r);
+	load_clear(r);
 	if (r->sockets)
 		for (size_t i = 0; i < (size_t)r->n_workers * r->n_listeners; i++)
 			close_fd(&r->sockets[i]);

@@ -199,6 +199,27 @@ int reuseport_get_events(const struct reuseport *r);
 int reuseport_dispatch(struct reuseport *r, int timeout_msec);
 
 /*
+ * How loaded workers are: new connections then go to the less loaded of two workers that the
+ * listener map names for each, as long as any active worker of the service says something. One
+ * that says nothing counts for as loaded as those that do are on average.
+ *
+ * reuseport_share_load(): gets memory for it from the daemon, once after reuseport_register().
+ * Blocks. Errors: -EINVAL (nothing is registered), -EOPNOTSUPP (no daemon, an older one, or the
+ * registration adopts), -ENOMEM, -EPROTO, -ETIMEDOUT, -ENOTCONN.
+ *
+ * reuseport_set_load(): says it of one worker. load: 0 (idle) .. REUSEPORT_LOAD_MAX in a unit of
+ * the server's own choice, the same in all servers of the service; REUSEPORT_LOAD_NONE: nothing any
+ * more. In effect within some 0.1 s. Makes no system call; any thread, and forked children of the
+ * process that registered. Goes on while the connection to the daemon is lost. Errors: -ERANGE (no
+ * such worker or load), -EOPNOTSUPP (no memory for it).
+ */
+#define REUSEPORT_LOAD_MAX 1000
+#define REUSEPORT_LOAD_NONE (-1)
+
+int reuseport_share_load(struct reuseport *r, int timeout_msec);
+int reuseport_set_load(struct reuseport *r, unsigned worker, int load);
+
+/*
  * Connection IDs of QUIC listeners in mode quic-lb and quic-lb-plain.
  *
  * reuseport_cid_length(): octets of every ID (17 by default); -ERANGE, -EOPNOTSUPP in other modes.

@@ -8,6 +8,7 @@
 
 #include "common/util.h"
 #include "daemon/client.h"
+#include "daemon/load.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
 #include "daemon/store.h"
@@ -167,4 +168,30 @@ int client_handle_adopt(struct client *client)
 		return client_refuse(client, -result, "%s", text);
 	store_commit(client->manager->store);
 	return client_send_ok(client, sequence);
+}
+
+int client_handle_load(struct client *client)
+{
+	struct registration *registration = client->registration;
+	uint32_t id = le32toh(client->message->registration.registration);
+	uint32_t sequence = client->message->header.sequence;
+	struct protocol_loads answer = {.registration = htole32(id)};
+	int fd;
+
+	if (!registration || registration->id != id || !registration->acked)
+		return client_refuse(client, EINVAL,
+			"LOAD: registration %u is not this connection's, or its last GRANT is "
+			"unacknowledged",
+			id);
+	if (registration->max_workers)
+		return client_refuse(client, EOPNOTSUPP,
+			"LOAD: which worker is which is not known of a registration that adopts");
+	fd = loads_open(registration);
+	if (fd < 0)
+		return client_refuse(
+			client, -fd, "LOAD: cannot make the memory: %s", strerror(-fd));
+	store_commit(client->manager->store);
+	answer.n_workers = htole32(registration->n_workers);
+	return message_send(
+		client->socket, PROTOCOL_LOADS, sequence, &answer, sizeof(answer), &fd, 1);
 }

@@ -187,6 +187,8 @@ static int handle_message(struct client *client)
 		return client_handle_cids(client, type);
 	case PROTOCOL_ADOPT:
 		return client_handle_adopt(client);
+	case PROTOCOL_LOAD:
+		return client_handle_load(client);
 	case PROTOCOL_RESUME:
 		return client_refuse(client, EOPNOTSUPP,
 			"%s is not supported by this version of the daemon",
@@ -207,7 +209,7 @@ static bool is_repeatable(uint16_t type)
 {
 	return type == PROTOCOL_ACK || type == PROTOCOL_READY || type == PROTOCOL_DRAIN ||
 	       type == PROTOCOL_UNREGISTER || type == PROTOCOL_CID_ADD ||
-	       type == PROTOCOL_CID_RETIRE;
+	       type == PROTOCOL_CID_RETIRE || type == PROTOCOL_LOAD;
 }
 
 /* A message that was noted as it came goes the way of all messages: there is one reader of them. */

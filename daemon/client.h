@@ -50,3 +50,4 @@ int client_handle_ack(struct client *client);
 int client_handle_registration(struct client *client, uint16_t type);
 int client_handle_cids(struct client *client, uint16_t type);
 int client_handle_adopt(struct client *client);
+int client_handle_load(struct client *client);

@@ -144,6 +144,11 @@ static uint32_t flow_slot(const struct explanation *e, uint64_t hash)
 	return INDEX_NONE;
 }
 
+static uint32_t candidate(const struct listener_table *table, uint32_t hash)
+{
+	return table->entries[((uint64_t)hash * table->n_entries) >> 32];
+}
+
 /* A new connection, or a packet of none; why is what led here, stolen. select_new() in BPF. */
 static void conclude_by_listener_map(struct explanation *e, uint64_t hash, char *why)
 {
@@ -157,7 +162,13 @@ static void conclude_by_listener_map(struct explanation *e, uint64_t hash, char 
 				   : "an active worker answers it, with a stateless reset";
 
 	if (n) {
-		slot = table->entries[((uint64_t)hash32 * table->n_entries) >> 32];
+		slot = candidate(table, hash32);
+		if (map->current & LISTENER_LOADS) {
+			uint32_t second = candidate(table, SECOND_HASH(hash32));
+
+			if (map->load[second] < map->load[slot])
+				slot = second;
+		}
 		if (group_has_socket(e->listener->group, (uint16_t)slot, NULL)) {
 			conclude(e, begins_connection(e) ? "listener" : "stray", slot,
 				"%s; %s: chosen by the listener map", because, what);

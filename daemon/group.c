@@ -346,10 +346,24 @@ int group_set_members(struct group *group, const struct maglev_member *members, 
 	table->n_active = (uint32_t)n_members;
 	if (same_table(table, &map->tables[!spare]))
 		return 0;
-	__atomic_store_n(&map->current, spare, __ATOMIC_RELEASE);
+	__atomic_store_n(&map->current, spare | (map->current & LISTENER_LOADS), __ATOMIC_RELEASE);
 	group->generation++;
 	group->switched_usec = now_realtime();
 	return 0;
+}
+
+void group_set_load(struct group *group, uint16_t slot, uint16_t load)
+{
+	__atomic_store_n(&group->listener_map->load[slot], load, __ATOMIC_RELAXED);
+}
+
+void group_use_loads(struct group *group, bool use)
+{
+	struct listener_map *map = group->listener_map;
+	uint32_t current = (map->current & 1) | (use ? LISTENER_LOADS : 0);
+
+	if (map->current != current)
+		__atomic_store_n(&map->current, current, __ATOMIC_RELEASE);
 }
 
 void group_read_counters(const struct group *group, uint64_t verdicts[VERDICT_COUNT])

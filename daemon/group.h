@@ -165,6 +165,11 @@ bool group_has_socket(const struct group *group, uint16_t slot, uint64_t *ret_co
  * -ENOMEM. */
 int group_set_members(struct group *group, const struct maglev_member *members, size_t n_members);
 
+/* What the worker at slot says of itself, 0 .. 1000; and whether that counts for new connections.
+ */
+void group_set_load(struct group *group, uint16_t slot, uint16_t load);
+void group_use_loads(struct group *group, bool use);
+
 /* A standby where there is none and one is wanted; UDP: at slot. */
 int group_make_standby(struct group *group, const struct listener_config *config, uint16_t slot,
 	const char **ret_step);

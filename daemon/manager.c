@@ -255,6 +255,7 @@ struct manager *manager_free(struct manager *manager)
 		else
 			client_goodbye(manager->clients, 0, "the daemon stops");
 	}
+	sd_event_source_disable_unref(manager->load_source);
 	free(manager->message);
 	while (manager->services) {
 		struct service *next = manager->services->next;

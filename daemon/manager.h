@@ -84,7 +84,8 @@ struct registration {
 	/* [worker * PROTOCOL_LISTENERS_MAX + index in granted]: listener.keys_version of the
 	 * connection-ID configuration that the client was sent last. */
 	uint32_t *told;
-	struct piece saved; /* last: of all that is before it, as it is in the state */
+	struct loads *loads; /* NULL: its workers don't say how loaded they are */
+	struct piece saved;  /* last: of all that is before it, as it is in the state */
 };
 
 struct listener {
@@ -144,7 +145,8 @@ struct manager {
 	struct ring_buffer *ring;
 	struct control *control;
 	struct monitor *monitor;
-	uint64_t started_usec;                                               /* CLOCK_REALTIME */
+	sd_event_source *load_source; /* while a registration has loads */
+	uint64_t started_usec;        /* CLOCK_REALTIME */
 	int (*load)(struct config **ret, char **ret_error, void *user_data); /* for reload */
 	void *load_data;
 	const char *program; /* what Reexec runs, with these arguments */

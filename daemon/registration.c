@@ -17,6 +17,7 @@
 #include "common/util.h"
 #include "daemon/event.h"
 #include "daemon/group.h"
+#include "daemon/load.h"
 #include "daemon/manager.h"
 #include "daemon/store.h"
 
@@ -49,6 +50,7 @@ static void free_memory(struct registration *registration)
 	if (!registration)
 		return;
 	piece_done(&registration->saved);
+	loads_free(registration->loads);
 	free(registration->told);
 	free(registration->workers);
 	free(registration);
@@ -203,6 +205,7 @@ void registration_free(struct registration *registration, const char *reason)
 		client_forget(registration->client);
 	sd_event_source_disable_unref(registration->exit_source);
 	store_drop(manager->store, registration->pidfd_entry, registration->pidfd);
+	loads_drop(registration);
 	free_memory(registration);
 }
 
@@ -629,14 +632,16 @@ static json_t *registration_to_json(const struct registration *registration)
 		json_array_append_new(workers, worker_to_json(&registration->workers[i]));
 	for (uint32_t i = 0; i < registration->n_granted; i++)
 		json_array_append_new(granted, json_integer(registration->granted[i]));
-	return json_pack("{s:I, s:s, s:I, s:I, s:I, s:b, s:b, s:I, s:I, s:I, s:o, s:o, s:o, s:o}",
-		"id", (json_int_t)registration->id, "instance", registration->instance, "uid",
+	return json_pack(
+		"{s:I, s:s, s:I, s:I, s:I, s:b, s:b, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:I}", "id",
+		(json_int_t)registration->id, "instance", registration->instance, "uid",
 		(json_int_t)registration->uid, "pid", (json_int_t)registration->pid, "pidfd",
 		(json_int_t)registration->pidfd_entry, "exited", registration->exited, "acked",
 		registration->acked, "client", (json_int_t)client, "drain_untold",
 		(json_int_t)registration->drain_untold, "ready_since",
 		(json_int_t)registration->ready_usec, "workers", workers, "granted", granted,
-		"told", told_to_json(registration), "adopting", adopting_to_json(registration));
+		"told", told_to_json(registration), "adopting", adopting_to_json(registration),
+		"loads", (json_int_t)loads_entry(registration->loads));
 }
 
 void registration_write(struct registration *registration, struct text *text)
@@ -765,6 +770,7 @@ int registration_resume(struct service *service, struct client *client, const js
 	for (uint32_t i = 0; i < n; i++)
 		resume_worker(registration, i, json_array_get(workers, i));
 	resume_granted(registration, json);
+	loads_resume(registration, (uint32_t)number_of(json, "loads"));
 	for (link = &service->registrations; *link; link = &(*link)->next)
 		;
 	*link = registration;

@@ -12,6 +12,7 @@
 #include "daemon/group-quic.h"
 #include "daemon/guard.h"
 #include "daemon/log.h"
+#include "daemon/load.h"
 #include "daemon/manager.h"
 #include "daemon/share.h"
 #include "daemon/state-config.h"
@@ -536,6 +537,7 @@ void service_reconcile(struct service *service)
 				    "every second",
 				service->config->name, listener->config->name, strerror(-result));
 	}
+	service_update_loads(service);
 }
 
 void service_tick(struct service *service)

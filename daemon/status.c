@@ -13,6 +13,7 @@
 #include "daemon/control.h"
 #include "daemon/group.h"
 #include "daemon/group-figures.h"
+#include "daemon/load.h"
 #include "daemon/manager.h"
 #include "daemon/privileges.h"
 #include "daemon/sockdiag.h"
@@ -142,6 +143,7 @@ static json_t *worker_status(const struct worker *worker, const struct sockdiag_
 	const struct service *service = registration->service;
 	json_t *json = json_object(), *entries = json_array();
 	struct slot_counters total = {0};
+	int load;
 
 	for (size_t i = 0; i < service->n_listeners; i++)
 		if (service->listeners[i] && worker->granted)
@@ -159,7 +161,8 @@ static json_t *worker_status(const struct worker *worker, const struct sockdiag_
 	json_object_set_new(json, "exited", json_boolean(registration->exited));
 	json_object_set_new(json, "connected", json_boolean(registration->client != NULL));
 	json_object_set_new(json, "stalled", json_false());
-	json_object_set_new(json, "load", json_null());
+	load = load_of(worker);
+	json_object_set_new(json, "load", load < 0 ? json_null() : json_integer(load));
 	json_object_set_new(json, "sockets", entries);
 	return json;
 }

@@ -98,7 +98,7 @@ static int inherit(struct store *store, int fd, const char *name, bool here_only
 		return keeper_inherit(&store->keeper, fd);
 	}
 	if (sscanf(name, "%c%u%c", &kind, &number, &end) == 2 && number > 0 &&
-		number < UINT32_MAX && strchr("mstdpcr", kind)) {
+		number < UINT32_MAX && strchr("mstdpclr", kind)) {
 		entry.kind = kind;
 		entry.number = number;
 	} else {

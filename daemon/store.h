@@ -31,6 +31,7 @@ enum store_kind { /* the letter before the number in the entry's name */
 	STORE_DOOR = 'd', /* worker.sock and control.sock */
 	STORE_PIDFD = 'p',
 	STORE_CLIENT = 'c',
+	STORE_LOADS = 'l',  /* memory of a registration: load.h */
 	STORE_CALLER = 'r', /* who waits for the answer to Reexec */
 };
 

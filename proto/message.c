@@ -47,11 +47,13 @@ static const struct {
 		sizeof(struct protocol_cid)},
 	[PROTOCOL_ADOPT] = {"ADOPT", sizeof(struct protocol_adopt), 0},
 	[PROTOCOL_RESUME] = {"RESUME", 0, 0},
+	[PROTOCOL_LOAD] = {"LOAD", sizeof(struct protocol_registration), 0},
 	[PROTOCOL_WELCOME] = {"WELCOME", sizeof(struct protocol_welcome), 0},
 	[PROTOCOL_GRANT] = {"GRANT", sizeof(struct protocol_grant),
 		sizeof(struct protocol_grant_listener)},
 	[PROTOCOL_OK] = {"OK", sizeof(struct protocol_ok), 0},
 	[PROTOCOL_ERROR] = {"ERROR", sizeof(struct protocol_error), 0},
+	[PROTOCOL_LOADS] = {"LOADS", sizeof(struct protocol_loads), 0},
 	[PROTOCOL_DRAIN_REQUESTED] = {"DRAIN_REQUESTED", sizeof(struct protocol_drain_requested),
 		0},
 	[PROTOCOL_KEYS_ROTATED] = {"KEYS_ROTATED", sizeof(struct protocol_keys_rotated), 0},
@@ -181,6 +183,7 @@ static const char *check_body(const struct message *m)
 	case PROTOCOL_READY:
 	case PROTOCOL_DRAIN:
 	case PROTOCOL_UNREGISTER:
+	case PROTOCOL_LOAD:
 		return m->registration.flags ? "unknown flag" : NULL;
 	case PROTOCOL_CID_ADD:
 	case PROTOCOL_CID_RETIRE:
@@ -200,6 +203,8 @@ static const char *check_body(const struct message *m)
 			if (m->body[i])
 				return "OK: reserved field is not zero";
 		return NULL;
+	case PROTOCOL_LOADS:
+		return m->n_fds == 1 ? NULL : "LOADS: without the memory";
 	case PROTOCOL_ERROR:
 		return terminated(m->error.text, sizeof(m->error.text))
 			       ? NULL
@@ -227,6 +232,7 @@ static size_t descriptors_max(uint16_t type)
 	case PROTOCOL_HELLO:
 	case PROTOCOL_ACK:
 	case PROTOCOL_ADOPT:
+	case PROTOCOL_LOADS:
 		return 1;
 	case PROTOCOL_GRANT:
 		return PROTOCOL_LISTENERS_MAX;

@@ -76,11 +76,13 @@ enum protocol_type {
 	PROTOCOL_CID_RETIRE = 8,
 	PROTOCOL_ADOPT = 9,
 	PROTOCOL_RESUME = 10, /* reserved: answered with ERROR EOPNOTSUPP */
+	PROTOCOL_LOAD = 11,
 	/* daemon to client: answers */
 	PROTOCOL_WELCOME = 64,
 	PROTOCOL_GRANT = 65,
 	PROTOCOL_OK = 66,
 	PROTOCOL_ERROR = 67,
+	PROTOCOL_LOADS = 68,
 	/* daemon to client: events, sequence 0 */
 	PROTOCOL_DRAIN_REQUESTED = 128,
 	PROTOCOL_KEYS_ROTATED = 129,
@@ -194,7 +196,7 @@ struct protocol_ack {
 	uint32_t reserved;
 } __attribute__((packed));
 
-/* READY, DRAIN, UNREGISTER: all workers of the registration. */
+/* READY, DRAIN, UNREGISTER, LOAD: all workers of the registration. */
 struct protocol_registration {
 	uint32_t registration;
 	uint32_t flags; /* 0 */
@@ -247,6 +249,20 @@ struct protocol_cids {
 
 struct protocol_ok {
 	uint32_t reserved;
+} __attribute__((packed));
+
+#define PROTOCOL_LOAD_OCTETS 64 /* of a worker: a cache line, so that no two meet in one */
+#define PROTOCOL_LOAD_MAX 1000
+
+/*
+ * Answer to LOAD. Descriptor 0: memory (memfd_create(2)) to map shared, of n_workers times
+ * PROTOCOL_LOAD_OCTETS, sealed against growing and shrinking. Where the part of a worker begins
+ * there is a uint32_t, little-endian: its load plus 1, load 0 .. PROTOCOL_LOAD_MAX; 0: it says
+ * nothing. What is more counts as PROTOCOL_LOAD_MAX. LOAD again gives the same memory.
+ */
+struct protocol_loads {
+	uint32_t registration;
+	uint32_t n_workers;
 } __attribute__((packed));
 
 struct protocol_error {

@@ -5,6 +5,7 @@ and every descriptor itself, also about those that a correct client would never 
 """
 import array
 import errno
+import mmap
 import os
 import socket
 import struct
@@ -13,8 +14,9 @@ MAGIC = 0x44505552
 VERSION = 1
 
 HELLO, REGISTER, ACK, READY, DRAIN, UNREGISTER = 1, 2, 3, 4, 5, 6
-CID_ADD, CID_RETIRE, ADOPT, RESUME = 7, 8, 9, 10
-WELCOME, GRANT, OK, ERROR = 64, 65, 66, 67
+CID_ADD, CID_RETIRE, ADOPT, RESUME, LOAD = 7, 8, 9, 10, 11
+WELCOME, GRANT, OK, ERROR, LOADS = 64, 65, 66, 67, 68
+LOAD_OCTETS = 64  # of each worker in the memory that comes with LOADS
 DRAIN_REQUESTED, KEYS_ROTATED, GOODBYE, STALLED = 128, 129, 130, 131
 
 DRAIN_OPERATOR, DRAIN_REPLACED, DRAIN_RELOAD, DRAIN_SHUTDOWN = 1, 2, 3, 4
@@ -36,6 +38,7 @@ REGISTRATION_FORMAT = struct.Struct("<II")
 ERROR_FORMAT = struct.Struct("<I512s")
 DRAIN_REQUESTED_FORMAT = struct.Struct("<IIQ")
 KEYS_ROTATED_FORMAT = struct.Struct("<IIHHBBBB16s16s4s")
+LOADS_FORMAT = struct.Struct("<II")
 STALLED_FORMAT = struct.Struct("<IIII")
 CIDS_FORMAT = struct.Struct("<IIHH")
 CID_FORMAT = struct.Struct("<B20s3x")
@@ -304,6 +307,20 @@ class Worker:
         body += b"".join(CID_FORMAT.pack(len(cid), cid) for cid in cids)
         answer, _, _ = self.connection.request(kind, body)
         assert answer == OK
+
+    def share_load(self):
+        """Gets the memory in which set_load() writes."""
+        answer, body, descriptors = self.connection.request(
+            LOAD, REGISTRATION_FORMAT.pack(self.registration, 0))
+        assert answer == LOADS
+        assert LOADS_FORMAT.unpack(body) == (self.registration, len(self.slots))
+        self.load_memory = mmap.mmap(descriptors[0], len(self.slots) * LOAD_OCTETS)
+        return descriptors[0]
+
+    def set_load(self, load, worker=0):
+        """load: 0 to 1000; None: says nothing; beyond: what a server that means harm may write."""
+        self.load_memory[worker * LOAD_OCTETS:worker * LOAD_OCTETS + 4] = struct.pack(
+            "<I", 0 if load is None else load + 1)
 
     def wait_drain_requested(self, seconds=TIMEOUT):
         """Reason and deadline in microseconds of the next event, which must be DRAIN_REQUESTED."""

@@ -511,6 +511,70 @@ static void each_stalled_worker_is_told_and_when_it_is_over(void **state)
 	assert_int_equal(f->stalled_workers, 1u << 2);
 }
 
+/* Answers LOAD with memory of this size. */
+static void give_loads(struct fake *d, uint32_t n_workers, off_t size, int *ret_fd)
+{
+	const struct protocol_loads body = {
+		.registration = htole32(d->registration),
+		.n_workers = htole32(n_workers),
+	};
+
+	fake_receive(d, PROTOCOL_LOAD);
+	EXPECT(le32toh(d->message.registration.registration) == d->registration);
+	*ret_fd = memfd_create("loads", MFD_CLOEXEC);
+	EXPECT(*ret_fd >= 0 && ftruncate(*ret_fd, size) == 0);
+	EXPECT(message_send(d->connection, PROTOCOL_LOADS, d->message.header.sequence, &body,
+		       sizeof(body), ret_fd, 1) == 0);
+}
+
+static void serve_loads(struct fake *d)
+{
+	uint32_t word[2 * PROTOCOL_LOAD_OCTETS / 4] = {0};
+	int fd;
+
+	fake_welcome(d);
+	fake_register(d, 2);
+	fake_receive(d, PROTOCOL_LOAD);
+	fake_error(d, EOPNOTSUPP, "unknown message type 11"); /* an older daemon */
+	give_loads(d, 2, PROTOCOL_LOAD_OCTETS, &fd);
+	close(fd);
+	give_loads(d, 2, sizeof(word), &fd);
+	fake_receive(d, PROTOCOL_READY);
+	EXPECT(pread(fd, word, sizeof(word), 0) == sizeof(word));
+	EXPECT(le32toh(word[0]) == 1001 && le32toh(word[PROTOCOL_LOAD_OCTETS / 4]) == 1);
+	fake_ok(d);
+	fake_receive(d, PROTOCOL_READY);
+	EXPECT(pread(fd, word, sizeof(word), 0) == sizeof(word));
+	EXPECT(le32toh(word[0]) == 0 && le32toh(word[PROTOCOL_LOAD_OCTETS / 4]) == 8);
+	fake_ok(d);
+	fake_receive_end(d);
+}
+
+static void loads_are_written_into_the_daemons_memory(void **state)
+{
+	struct fixture *f = *state;
+
+	start(f, serve_loads);
+	CHECK(reuseport_share_load(f->r, WAIT_MSEC), -EINVAL);
+	CHECK(reuseport_register(f->r, "web", NULL, 2, 0, WAIT_MSEC), 0);
+	assert_int_equal(reuseport_set_load(f->r, 0, 1), -EOPNOTSUPP);
+	CHECK(reuseport_share_load(f->r, WAIT_MSEC), -EOPNOTSUPP);
+	CHECK_ERROR("unknown message type 11");
+	CHECK(reuseport_share_load(f->r, WAIT_MSEC), -EPROTO);
+	CHECK_ERROR("memory of another size");
+	CHECK(reuseport_share_load(f->r, WAIT_MSEC), 0);
+	CHECK(reuseport_share_load(f->r, WAIT_MSEC), 0); /* has it */
+	assert_int_equal(reuseport_set_load(f->r, 2, 1), -ERANGE);
+	assert_int_equal(reuseport_set_load(f->r, 0, REUSEPORT_LOAD_MAX + 1), -ERANGE);
+	assert_int_equal(reuseport_set_load(f->r, 0, -2), -ERANGE);
+	assert_int_equal(reuseport_set_load(f->r, 0, REUSEPORT_LOAD_MAX), 0);
+	assert_int_equal(reuseport_set_load(f->r, 1, 0), 0);
+	CHECK(reuseport_ready(f->r, WAIT_MSEC), 0);
+	assert_int_equal(reuseport_set_load(f->r, 0, REUSEPORT_LOAD_NONE), 0);
+	assert_int_equal(reuseport_set_load(f->r, 1, 7), 0);
+	CHECK(reuseport_ready(f->r, WAIT_MSEC), 0);
+}
+
 static void die_after_registration(struct fake *d)
 {
 	fake_welcome(d);
@@ -1214,6 +1278,7 @@ int main(void)
 		TEST(no_room_for_descriptors_is_emfile_and_none_stays),
 		TEST(events_during_a_call_are_delivered_at_the_next_dispatch),
 		TEST(each_stalled_worker_is_told_and_when_it_is_over),
+		TEST(loads_are_written_into_the_daemons_memory),
 		TEST(the_daemons_death_is_told_once_and_the_sockets_stay),
 		TEST(death_during_a_call_is_its_error_and_an_event),
 		TEST(garbage_from_the_daemon_ends_the_connection),

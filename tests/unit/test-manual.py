@@ -186,7 +186,7 @@ def tables(text):
 def protocol_tables_are_the_structures():
     header = (SOURCE / "proto" / "protocol.h").read_text()
     structures = set(re.findall(r"^struct (protocol_\w+) \{", header, re.MULTILINE))
-    constants = dict(re.findall(r"^#define (PROTOCOL_\w+_MAX|PROTOCOL_VERSION|PROTOCOL_CID_OCTETS) (\d+)",
+    constants = dict(re.findall(r"^#define (PROTOCOL_\w+_MAX|PROTOCOL_VERSION|PROTOCOL_\w+_OCTETS) (\d+)",
                                 header, re.MULTILINE))
     types = {}
     for name, number in re.findall(r"^\tPROTOCOL_(\w+) = (\d+),", header.split("enum protocol_transport")[0],

@@ -264,6 +264,7 @@ static void every_type_is_accepted_in_its_plain_form(void **state)
 		{PROTOCOL_READY, sizeof(struct protocol_registration)},
 		{PROTOCOL_DRAIN, sizeof(struct protocol_registration)},
 		{PROTOCOL_UNREGISTER, sizeof(struct protocol_registration)},
+		{PROTOCOL_LOAD, sizeof(struct protocol_registration)},
 		{PROTOCOL_WELCOME, sizeof(struct protocol_welcome)},
 		{PROTOCOL_OK, sizeof(struct protocol_ok)},
 		{PROTOCOL_ERROR, sizeof(struct protocol_error)},
@@ -361,7 +362,7 @@ static void grant_of_no_worker_has_no_descriptor(void **state)
 
 static void unknown_types_pass_with_whatever_they_carry(void **state)
 {
-	static const uint16_t unknown[] = {0, 11, 63, 68, 132, 1000, 65535, PROTOCOL_RESUME};
+	static const uint16_t unknown[] = {0, 12, 63, 69, 132, 1000, 65535, PROTOCOL_RESUME};
 	struct fixture *f = *state;
 	uint8_t body[100];
 	struct packet p;
