@@ -17,6 +17,7 @@
 #include "daemon/client-register.c"
 #include "daemon/client-request.c"
 #include "daemon/event.c"
+#include "daemon/load.c"
 #include "daemon/peer.c"
 #include "daemon/registration.c"
 #include "daemon/state.c"
@@ -45,6 +46,16 @@ int group_add_socket(struct group *group, const struct listener_config *config, 
 		abort();
 	socket_there[group_index(group)][slot] = true;
 	return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+}
+
+void group_set_load(struct group *group, uint16_t slot, uint16_t load)
+{
+	if (slot >= SLOT_COUNT || load > PROTOCOL_LOAD_MAX)
+		abort();
+}
+
+void group_use_loads(struct group *group, bool use)
+{
 }
 
 void group_open_slot(struct group *group, uint16_t slot, bool open)
