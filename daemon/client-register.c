@@ -5,7 +5,6 @@
  */
 #include <endian.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -64,15 +63,6 @@ struct listener *client_granted_listener(const struct registration *registration
 	return NULL;
 }
 
-static bool has_room(const struct client *client)
-{
-	struct pollfd poll_fd = {.fd = client->socket, .events = POLLOUT};
-
-	/* The kernel says so while a quarter of the buffer is used at most (unix_writable()), so
-	 * events leave room for answers. */
-	return poll(&poll_fd, 1, 0) == 1 && poll_fd.revents & POLLOUT;
-}
-
 /* 0 or the error of taking a nonce prefix or of sending. */
 static int send_keys(
 	struct client *client, uint32_t worker, uint32_t index, struct listener *listener)
@@ -117,7 +107,7 @@ static bool send_all_keys(struct client *client, int *ret_error)
 
 			if (*told == listener->keys_version)
 				continue;
-			if (!has_room(client))
+			if (!client_has_room(client))
 				return false;
 			*ret_error = send_keys(client, i, index, listener);
 			if (*ret_error < 0)

@@ -85,6 +85,15 @@ void client_send_drain(struct client *client, const struct registration *registr
 	message_send(client->socket, PROTOCOL_DRAIN_REQUESTED, 0, &event, sizeof(event), NULL, 0);
 }
 
+bool client_has_room(const struct client *client)
+{
+	struct pollfd poll_fd = {.fd = client->socket, .events = POLLOUT};
+
+	/* The kernel says so while a quarter of the buffer is used at most (unix_writable()), so
+	 * events leave room for answers. */
+	return poll(&poll_fd, 1, 0) == 1 && poll_fd.revents & POLLOUT;
+}
+
 void client_send_stalled(struct client *client, const struct registration *registration,
 	uint32_t worker, bool stalled)
 {
@@ -95,7 +104,8 @@ void client_send_stalled(struct client *client, const struct registration *regis
 	};
 
 	/* One that reads nothing, as one that stands still may, misses it. */
-	message_send(client->socket, PROTOCOL_STALLED, 0, &event, sizeof(event), NULL, 0);
+	if (client_has_room(client))
+		message_send(client->socket, PROTOCOL_STALLED, 0, &event, sizeof(event), NULL, 0);
 }
 
 int client_send_ok(struct client *client, uint32_t sequence)

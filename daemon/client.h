@@ -31,6 +31,8 @@ struct client {
 
 /* From now on an answer is awaited: AnswerTimeoutSec=. */
 void client_await_answer(struct client *client);
+/* Whether an event can be sent that leaves room for answers. */
+bool client_has_room(const struct client *client);
 int client_send_ok(struct client *client, uint32_t sequence);
 #define client_refuse(client, error, ...) \
 	message_send_error((client)->socket, (client)->message->header.sequence, error, __VA_ARGS__)

@@ -371,6 +371,15 @@ static int key_overflow(
 	return 0;
 }
 
+static int key_stall_action(
+	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
+{
+	if (strcmp(value, "keep") && strcmp(value, "kick"))
+		return mistake(parser, "%s= is '%s', not keep or kick", key->name, value);
+	*(bool *)field = !strcmp(value, "kick");
+	return 0;
+}
+
 static int key_path(
 	struct config_parser *parser, const struct config_key *key, const char *value, void *field)
 {
@@ -428,6 +437,8 @@ static const struct config_key keys[] = {
 	{SECTION_SERVICE, "MaxWorkers", key_number, SERVICE(max_workers), .min = 1,
 		.max = SLOTS_MAX},
 	{SECTION_SERVICE, "DrainTimeoutSec", key_time, SERVICE(drain_timeout_usec)},
+	{SECTION_SERVICE, "StallTimeoutSec", key_time, SERVICE(stall_timeout_usec)},
+	{SECTION_SERVICE, "StallAction", key_stall_action, SERVICE(stall_kick)},
 	{SECTION_LISTENER, "ListenStream", key_listen, .min = TRANSPORT_TCP, .repeats = true},
 	{SECTION_LISTENER, "ListenDatagram", key_listen, .min = TRANSPORT_UDP, .repeats = true},
 	{SECTION_LISTENER, "ListenQUIC", key_listen, .min = TRANSPORT_QUIC, .repeats = true},

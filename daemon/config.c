@@ -197,6 +197,7 @@ struct service_config *service_config_new(const char *file)
 		return NULL;
 	service->max_workers = 1024;
 	service->drain_timeout_usec = 5 * 60 * USEC_PER_SEC;
+	service->stall_timeout_usec = 10 * USEC_PER_SEC;
 	service->file = strdup(file);
 	return service->file ? service : service_config_free(service);
 }

@@ -74,6 +74,8 @@ struct service_config {
 	bool allow_all;              /* --listen only */
 	unsigned max_workers;        /* MaxWorkers=, default 1024 */
 	uint64_t drain_timeout_usec; /* DrainTimeoutSec=, default 5 min, 0: for ever */
+	uint64_t stall_timeout_usec; /* StallTimeoutSec=, default 10 s, 0: never */
+	bool stall_kick;             /* StallAction=kick */
 	struct listener_config **listeners;
 	size_t n_listeners; /* 1 .. PROTOCOL_LISTENERS_MAX */
 };

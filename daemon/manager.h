@@ -23,6 +23,7 @@
 #include "daemon/account.h"
 #include "daemon/config.h"
 #include "daemon/control.h"
+#include "daemon/health.h"
 #include "daemon/keys.h"
 #include "daemon/watch.h"
 #include "daemon/state-text.h"
@@ -54,6 +55,7 @@ struct worker {
 	uint64_t drain_before_usec; /* CLOCK_MONOTONIC, 0: for ever */
 	bool granted;               /* its sockets were made and sent */
 	uint64_t present; /* bit i: its socket for listener i was there when last looked */
+	uint64_t stalled; /* bit i: its queue at listener i stands still (health.h) */
 };
 
 struct registration {
@@ -104,6 +106,7 @@ struct listener {
 	struct strangers *strangers; /* NULL: none were seen */
 	uint64_t looked_usec;        /* for strangers, CLOCK_MONOTONIC */
 	struct watch watch;
+	struct health health;
 };
 
 struct service {

@@ -11,12 +11,11 @@
 #include "daemon/control.h"
 #include "daemon/event.h"
 #include "daemon/explain.h"
-#include "daemon/group.h"
+#include "daemon/kick.h"
 #include "daemon/manager.h"
 #include "daemon/share.h"
 #include "daemon/monitor.h"
 #include "daemon/privileges.h"
-#include "daemon/sockdiag.h"
 #include "daemon/status.h"
 #include "daemon/store.h"
 
@@ -160,53 +159,9 @@ static int method_set_weight(
 		user_data, parameters, "changed", change_weight, &weight, ret, ret_error);
 }
 
-struct kick {
-	unsigned sockets;
-	int error; /* of the first that could not be closed */
-};
-
-/* Ends the worker's listening socket, if it has one. */
-static void close_queue(
-	const struct worker *worker, const struct listener *listener, struct kick *kick)
-{
-	size_t n_workers = 0;
-	uint64_t cookie;
-	int result;
-
-	if (listener->config->transport != TRANSPORT_TCP ||
-		!group_has_socket(listener->group, worker->slot, &cookie))
-		return;
-	for (const struct registration *r = listener->service->registrations; r; r = r->next)
-		n_workers += r->n_workers;
-	result = sockdiag_destroy(listener->config, cookie, n_workers + 2);
-	if (result >= 0)
-		kick->sockets++;
-	else if (result != -ENOENT && !kick->error)
-		kick->error = result;
-}
-
-/* First it is in no table any more, then what waits is let go: none of it comes back here. */
 static unsigned change_kick(struct worker *worker, void *data)
 {
-	struct registration *registration = worker->registration;
-	const struct service *service = registration->service;
-	struct kick *kick = data;
-	unsigned before = kick->sockets;
-
-	if (worker->state == WORKER_JOINING)
-		return 0;
-	registration_drain(registration, worker->slot, PROTOCOL_DRAIN_OPERATOR);
-	for (size_t i = 0; i < service->n_listeners; i++)
-		if (service->listeners[i])
-			close_queue(worker, service->listeners[i], kick);
-	event_tell(service->manager, EVENT_WORKER_KICKED,
-		&(struct event_about){
-			.registration = registration,
-			.slot = &worker->slot,
-			.n_slots = 1,
-		},
-		"kicked, %u of its listening sockets are closed", kick->sockets - before);
-	return 1;
+	return kick(worker, PROTOCOL_DRAIN_OPERATOR, data);
 }
 
 static int refuse(json_t **ret, const char **ret_error, int error, const char *message)
@@ -219,7 +174,7 @@ static int refuse(json_t **ret, const char **ret_error, int error, const char *m
 static int method_kick(
 	void *user_data, const json_t *parameters, json_t **ret, const char **ret_error)
 {
-	struct kick kick = {0};
+	struct kick done = {0};
 	unsigned n;
 	int result;
 
@@ -227,17 +182,17 @@ static int method_kick(
 		return refuse(ret, ret_error, -EPERM,
 			"cannot close another process's socket: the daemon has no CAP_NET_ADMIN "
 			"(drop-in net-admin.conf, or --net-admin when started by root)");
-	result = for_each_named(user_data, parameters, change_kick, &kick, &n, ret, ret_error);
+	result = for_each_named(user_data, parameters, change_kick, &done, &n, ret, ret_error);
 	if (result < 0)
 		return result;
 	store_commit(((struct manager *)user_data)->store);
-	if (kick.error == -EOPNOTSUPP)
-		return refuse(ret, ret_error, kick.error,
+	if (done.error == -EOPNOTSUPP)
+		return refuse(ret, ret_error, done.error,
 			"the workers drain, but what waits for them can't be moved: this kernel was "
 			"built without CONFIG_INET_DIAG_DESTROY");
-	if (kick.error)
-		return refuse(ret, ret_error, kick.error, strerror(-kick.error));
-	*ret = json_pack("{s:i, s:i}", "kicked", (int)n, "sockets", (int)kick.sockets);
+	if (done.error)
+		return refuse(ret, ret_error, done.error, strerror(-done.error));
+	*ret = json_pack("{s:i, s:i}", "kicked", (int)n, "sockets", (int)done.sockets);
 	return 0;
 }
 

@@ -27,6 +27,7 @@
 static void set_state(struct worker *worker, enum worker_state state)
 {
 	worker->state = state;
+	worker->stalled = 0;
 	worker->since_usec = now_realtime();
 	store_touch(worker->registration->service->manager->store);
 }
@@ -456,6 +457,8 @@ static const char *drain_reason(uint32_t reason)
 		return "another one of this instance is ready";
 	case PROTOCOL_DRAIN_OPERATOR:
 		return "an operator said so";
+	case PROTOCOL_DRAIN_STALLED:
+		return "its queue stood still";
 	case PROTOCOL_DRAIN_RELOAD:
 		return "its service left the configuration";
 	default:

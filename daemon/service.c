@@ -35,6 +35,7 @@ struct listener *listener_free(struct listener *listener)
 		keys_free(listener->keys);
 		keys_free(listener->next_keys);
 		strangers_free(listener->strangers);
+		health_done(&listener->health);
 		free(listener);
 	}
 	return NULL;
@@ -319,8 +320,10 @@ static size_t free_index(struct service *service)
 static void forget_listener_bit(struct service *service, size_t index)
 {
 	for (struct registration *r = service->registrations; r; r = r->next)
-		for (uint32_t i = 0; i < r->n_workers; i++)
+		for (uint32_t i = 0; i < r->n_workers; i++) {
 			r->workers[i].present &= ~(1ULL << index);
+			r->workers[i].stalled &= ~(1ULL << index);
+		}
 }
 
 void service_commit(struct service *service, struct service_config *config, struct listener **fresh)
@@ -437,24 +440,28 @@ static void update_reserved_slot(struct service *service)
 	service->reserved_slot = manager_reserve_slot(manager);
 }
 
-/* The active workers that have a socket for the listener. Returns how many. */
+/* The active workers that have a socket for the listener, without those that hang, unless there
+ * are no others. Returns how many. */
 static size_t collect_members(const struct listener *listener, struct maglev_member *members)
 {
 	size_t n = 0;
 
-	for (struct registration *r = listener->service->registrations; r; r = r->next)
-		for (uint32_t i = 0; i < r->n_workers; i++) {
-			const struct worker *worker = &r->workers[i];
+	for (int stalled = 0; stalled < 2 && !n; stalled++)
+		for (struct registration *r = listener->service->registrations; r; r = r->next)
+			for (uint32_t i = 0; i < r->n_workers; i++) {
+				const struct worker *worker = &r->workers[i];
 
-			if (worker->state != WORKER_ACTIVE ||
-				!(worker->present & 1ULL << listener->index) || n == SLOT_COUNT)
-				continue;
-			members[n++] = (struct maglev_member){
-				.slot = worker->slot,
-				.weight = worker->weight,
-				.seed = 0x9e3779b97f4a7c15ULL * (worker->slot + 1),
-			};
-		}
+				if (worker->state != WORKER_ACTIVE ||
+					!worker->stalled != !stalled ||
+					!(worker->present & 1ULL << listener->index) ||
+					n == SLOT_COUNT)
+					continue;
+				members[n++] = (struct maglev_member){
+					.slot = worker->slot,
+					.weight = worker->weight,
+					.seed = 0x9e3779b97f4a7c15ULL * (worker->slot + 1),
+				};
+			}
 	return n;
 }
 
@@ -550,6 +557,7 @@ void service_tick(struct service *service)
 			continue;
 		group_heal(listener->group);
 		watch_tick(listener);
+		health_tick(listener);
 		group_empty_standby(listener->group, listener->config);
 		group_expire_standby(listener->group, listener->config);
 		if (service->reserved_slot >= 0 && listener->group->standby < 0 &&

@@ -78,7 +78,7 @@ static int add_name(
 }
 
 /* One with neither names nor protocols is the default, and nothing more. */
-static int add_listener(struct list *list, const struct listener_config *config, uint32_t service)
+static int list_listener(struct list *list, const struct listener_config *config, uint32_t service)
 {
 	int result = 0;
 
@@ -167,7 +167,7 @@ int share_rules_compile(
 			continue;
 		if (configs[i]->match_default)
 			head.default_service = i;
-		result = add_listener(&list, configs[i], i);
+		result = list_listener(&list, configs[i], i);
 	}
 	if (result >= 0 && list.n) {
 		qsort(list.rules, list.n, sizeof(*list.rules), compare);

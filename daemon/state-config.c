@@ -55,6 +55,8 @@ static const struct field service_fields[] = {
 	OTHER(struct service_config, allow_all, KIND_BOOL),
 	NUMBER(struct service_config, max_workers, 0, UINT32_MAX),
 	NUMBER(struct service_config, drain_timeout_usec, 0, TIME_MAX),
+	NUMBER(struct service_config, stall_timeout_usec, 0, TIME_MAX),
+	OTHER(struct service_config, stall_kick, KIND_BOOL),
 	{0},
 };
 

@@ -160,7 +160,7 @@ static json_t *worker_status(const struct worker *worker, const struct sockdiag_
 	set_int(json, "since", worker->since_usec);
 	json_object_set_new(json, "exited", json_boolean(registration->exited));
 	json_object_set_new(json, "connected", json_boolean(registration->client != NULL));
-	json_object_set_new(json, "stalled", json_false());
+	json_object_set_new(json, "stalled", json_boolean(worker->stalled != 0));
 	load = load_of(worker);
 	json_object_set_new(json, "load", load < 0 ? json_null() : json_integer(load));
 	json_object_set_new(json, "sockets", entries);

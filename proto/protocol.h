@@ -275,6 +275,7 @@ enum protocol_drain_reason {
 	PROTOCOL_DRAIN_REPLACED = 2, /* a new worker of the same instance is ready */
 	PROTOCOL_DRAIN_RELOAD = 3,   /* the service left the configuration */
 	PROTOCOL_DRAIN_SHUTDOWN = 4, /* the daemon stops */
+	PROTOCOL_DRAIN_STALLED = 5,  /* its accept queue stood still and was taken away */
 };
 
 /* Event: the workers of the registration got no new connection from now on: finish and exit. */

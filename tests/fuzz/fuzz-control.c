@@ -9,6 +9,7 @@
 #include "daemon/event.c"
 #include "daemon/group.h"
 #include "daemon/explain-method.c"
+#include "daemon/kick.c"
 #include "daemon/methods.c"
 #include "daemon/monitor.c"
 #include "daemon/parameters.c"
@@ -60,6 +61,11 @@ json_t *status_daemon(const struct manager *m)
 json_t *status_services(struct manager *m, const char *name)
 {
 	return json_pack("[{s:s}]", "name", service_config.name);
+}
+
+json_t *shares_status(const struct manager *m)
+{
+	return json_array();
 }
 
 bool privileges_may(int capability)

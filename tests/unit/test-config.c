@@ -288,6 +288,8 @@ static void a_listener_has_its_defaults(void **state)
 	assert_false(service->allow_all);
 	assert_int_equal(service->max_workers, 1024);
 	assert_int_equal(service->drain_timeout_usec, 300 * USEC_PER_SEC);
+	assert_int_equal(service->stall_timeout_usec, 10 * USEC_PER_SEC);
+	assert_false(service->stall_kick);
 	assert_int_equal(service->n_listeners, 1);
 	listener = service->listeners[0];
 	assert_string_equal(listener->name, "a");
@@ -328,6 +330,8 @@ static void every_key_of_a_service_is_read(void **state)
 		"AllowGroup=root\t77\n"
 		"MaxWorkers=3\n"
 		"DrainTimeoutSec=infinity\n"
+		"StallTimeoutSec=1500ms\n"
+		"StallAction=kick\n"
 		"\n"
 		"[Listener tcp]\n"
 		"ListenStream = 127.0.0.1:8080\n"
@@ -362,6 +366,8 @@ static void every_key_of_a_service_is_read(void **state)
 	assert_int_equal(service->allow_gids[1], 77);
 	assert_int_equal(service->max_workers, 3);
 	assert_int_equal(service->drain_timeout_usec, 0);
+	assert_int_equal(service->stall_timeout_usec, 1500 * USEC_PER_MSEC);
+	assert_true(service->stall_kick);
 	assert_int_equal(service->n_listeners, 3);
 
 	listener = service->listeners[0];
@@ -566,7 +572,7 @@ static void mistakes_of_the_service_section(void **state)
 		"one service");
 	assert_service_mistake("[Service]\nListenStream=80\n" LISTENER,
 		"@/services.d/web.conf:2: unknown key 'ListenStream' in [Service]; known are Name, "
-		"AllowUser, AllowGroup, MaxWorkers, DrainTimeoutSec");
+		"AllowUser, AllowGroup, MaxWorkers, DrainTimeoutSec, StallTimeoutSec, StallAction");
 	assert_service_mistake("[Service]\nName=a/b\n" LISTENER,
 		"@/services.d/web.conf:2: Name= is 'a/b', not a name of 1 to 63 letters, digits and "
 		"_.@:-");
@@ -579,6 +585,8 @@ static void mistakes_of_the_service_section(void **state)
 	assert_service_mistake("[Service]\nDrainTimeoutSec=5 parsecs\n" LISTENER,
 		"@/services.d/web.conf:2: DrainTimeoutSec= is '5 parsecs', not a time span (a number "
 		"of seconds, or for instance 500ms, 30s, 5min, 1h 30min, infinity)");
+	assert_service_mistake("[Service]\nStallAction=kill\n" LISTENER,
+		"@/services.d/web.conf:2: StallAction= is 'kill', not keep or kick");
 	assert_service_mistake("[Service]\n" LISTENER "[Socket]\nListenStream=1\n",
 		"@/services.d/web.conf:4: unknown section [Socket]; known here are [Service] and "
 		"[Listener NAME]");
