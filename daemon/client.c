@@ -52,6 +52,9 @@ struct client *client_free(struct client *client)
 	if (client->entry && !store_is_frozen(client->manager->store))
 		shutdown(client->socket, SHUT_RDWR);
 	store_drop(client->manager->store, client->entry, client->socket);
+	if (client->peer_entry)
+		store_drop(
+			client->manager->store, client->peer_entry, take_fd(&client->peer.pidfd));
 	peer_done(&client->peer);
 	free(client);
 	return NULL;
@@ -168,6 +171,10 @@ void client_keep(struct client *client, bool here_only)
 	struct store *store = client->manager->store;
 
 	client->entry = store_keep(store, client->entry, STORE_CLIENT, client->socket, here_only);
+	/* One that it brought (Linux before 6.5) can't be had again. */
+	if (!registration && here_only && client->peer.pidfd >= 0)
+		client->peer_entry = store_keep(
+			store, client->peer_entry, STORE_PIDFD, client->peer.pidfd, here_only);
 	if (registration && registration->pidfd >= 0)
 		registration->pidfd_entry = store_keep(store, registration->pidfd_entry,
 			STORE_PIDFD, registration->pidfd, here_only);
@@ -456,16 +463,30 @@ void client_write(const struct client *client, struct text *text)
 
 	/* There are as many as workers, and all of it is numbers. */
 	snprintf(json, sizeof(json),
-		"{\"id\":%u,\"entry\":%u,\"greeted\":%s,\"pid\":%d,\"granting\":%u,"
+		"{\"id\":%u,\"entry\":%u,\"greeted\":%s,\"pid\":%d,\"peer\":%u,\"granting\":%u,"
 		"\"sequence\":%u}",
 		client->id, client->entry, client->greeted ? "true" : "false",
-		(int)client->peer.pid, client->granting, client->sequence);
+		(int)client->peer.pid, client->peer_entry, client->granting, client->sequence);
 	text_add_string(text, json);
 }
 
 struct client *client_next(const struct client *client)
 {
 	return client->next;
+}
+
+static void resume_peer(struct client *client, uint32_t entry)
+{
+	int pidfd = entry ? store_take(client->manager->store, STORE_PIDFD, entry) : -1;
+
+	if (pidfd < 0)
+		return;
+	if (client->peer.pidfd >= 0) {
+		store_drop(client->manager->store, entry, pidfd);
+		return;
+	}
+	client->peer.pidfd = pidfd;
+	client->peer_entry = entry;
 }
 
 int client_resume(struct manager *manager, const json_t *json)
@@ -495,6 +516,7 @@ int client_resume(struct manager *manager, const json_t *json)
 	}
 	/* Of an own pidfd that it brought, before Linux 6.5. */
 	client->peer.pid = (pid_t)json_integer_value(json_object_get(json, "pid"));
+	resume_peer(client, (uint32_t)json_integer_value(json_object_get(json, "peer")));
 	if (!client->greeted)
 		client_await_answer(client);
 	return 0;

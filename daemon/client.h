@@ -17,6 +17,7 @@ struct client {
 	uint32_t entry; /* of the socket in the store; 0: it ends with this process */
 	sd_event_source *source;
 	struct peer peer;
+	uint32_t peer_entry; /* of peer.pidfd in the store, while no registration has it; 0: none */
 	bool greeted;
 	struct registration *registration;
 	uint32_t granting;           /* worker whose GRANT is unacknowledged, n_workers: none */

@@ -97,8 +97,8 @@ struct config {
 	char *state_directory;
 	char *classifier;            /* Classifier=, the program for shared listeners */
 	unsigned classifier_percent; /* ClassifierShare=, of one core, for each share; default 50 */
-	bool classifier_drop;        /* ClassifierOverflow=; false: to the default service; default true */
-	bool state_directory_set;    /* by StateDirectory=, so it must be there */
+	bool classifier_drop; /* ClassifierOverflow=; false: to the default service; default true */
+	bool state_directory_set; /* by StateDirectory=, so it must be there */
 };
 
 /* Defaults (one of them by $STATE_DIRECTORY), no service. -ENOMEM. */
