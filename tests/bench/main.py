@@ -14,14 +14,14 @@ import time
 
 import harness
 
-from . import adopt, cids, classify, growth, handover, packet, path, scale
+from . import adopt, cids, classify, growth, handover, packet, path, queueing, scale
 from .place import Run, stop
 from .report import Report
 
 ROOT = harness.ROOT
 SUBJECTS = {
     "packet": packet, "growth": growth, "path": path, "handover": handover, "scale": scale,
-    "cids": cids, "classify": classify, "adopt": adopt,
+    "cids": cids, "classify": classify, "queueing": queueing, "adopt": adopt,
 }
 
 

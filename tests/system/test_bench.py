@@ -50,6 +50,8 @@ SUBJECTS = {
     "cids": {"cids": CIDS},
     "classify": {"classify": {"one", "two", "forged"}},
     "adopt": {"adopt": ADOPT},
+    "queueing": {"queueing": {f"{way}/{what}" for way in ("hash", "load")
+                              for what in ("p50", "p99", "slow")}},
 }
 
 
