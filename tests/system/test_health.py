@@ -118,6 +118,9 @@ def test_a_stopped_server_gets_nothing_new_until_it_goes_on(daemon, servers):
         assert (event["kind"], event["slot"], event["pid"]) == ("stalled", hanging.slot, hanging.pid)
         assert event["reason"].startswith("3 connections wait, and their number has not fallen for 2000 ms")
         assert daemon.status_worker(hanging.slot)["state"] == "active"
+        lines = daemon.ctl("list-workers", "web", "--no-legend").stdout.splitlines()
+        assert [line.split()[0] for line in lines if "active (stalled)" in line] == [str(hanging.slot)]
+        assert daemon.ctl("check", check=False).returncode == 1
         before = new_connections(daemon, hanging.slot)
         found = answers([harness.tcp_client(TCP) for _ in range(N)])
         assert len(found) == N and set(found) == {server.slot for server in others}

@@ -94,6 +94,15 @@ def test_every_connection_is_its_own_services(share, datagrams, tail_first):
         assert (figures["new_connections"], figures["packets"]) == (n, n * datagrams)
         # The choice is asked for once; the rest of the first flight comes by the flow.
         assert figures["by_flow"] == n * (datagrams - 1)
+    share_status = p.share()
+    read = share_status["classifier"]
+    outcomes = {"by_name": 40, "by_suffix": 20, "no_match": 20, "no_name": 20}
+    assert {name: read[name] for name in outcomes} == outcomes
+    # What came to it went on; later datagrams of a connection may find the choice made already.
+    assert 100 <= read["datagrams"] == read["resent"] == share_status["to_classifier"] <= 100 * datagrams
+    assert (read["starts"], read["follows"]) == (1, True)
+    others = set(read) - set(outcomes) - {"pid", "starts", "follows", "datagrams", "resent"}
+    assert {name: read[name] for name in others} == dict.fromkeys(others, 0)
     # What is established is none of its business.
     before = [p.counters(service)["packets"] for service in SERVICES]
     ids = [maker(p.by_name[service]).make() for service in SERVICES for _ in range(10)]
