@@ -8,6 +8,7 @@ in HTTP/1.1 itself, and no listener can do anything about that.
 import os
 import pathlib
 import re
+import shutil
 import signal
 
 import pytest
@@ -23,8 +24,10 @@ class Directory:
     def __init__(self, directory):
         self.directory = directory
 
-    def make(self, name):
-        (self.directory / name).mkdir(mode=0o755)
+    def make(self, name, owner):
+        path = self.directory / name
+        path.mkdir(mode=0o755)
+        shutil.chown(path, owner, owner)
 
 
 @pytest.fixture
