@@ -8,7 +8,7 @@ import pytest
 
 import harness
 import worker_protocol as proto
-from crash_points import GONE, WEB, Scene, every_point, third
+from crash_points import GONE, TCP, UDP, WEB, Scene, every_point, third
 
 
 @pytest.fixture
