@@ -108,7 +108,7 @@ static bool read_beginning(
 static void give_back(struct chooser *chooser, const struct path *path, uint8_t traffic_class,
 	const uint8_t *datagram, size_t length)
 {
-	int r = redeliver(
+	int r = raw_datagram_send(
 		chooser->raw_ipv4, chooser->raw_ipv6, path, traffic_class, datagram, length);
 
 	chooser_count(chooser, r < 0 ? SHARE_LOST : SHARE_RESENT, 1);

@@ -15,7 +15,7 @@
 
 #include "bpf/quic_layout.h"
 #include "classify/flow.h"
-#include "classify/redeliver.h"
+#include "common/raw-datagram.h"
 
 #define HELD_MAX 1024  /* connections */
 #define HELD_EARLY 128 /* of these: without an Initial */

@@ -25,7 +25,8 @@
 #include "classify/meter.h"
 #include "common/util.h"
 
-#define BATCH 32 /* datagrams taken by one system call */
+#define BATCH 32             /* datagrams taken by one system call */
+#define DATAGRAM_OCTETS 9216 /* the largest that is taken; Ethernet's jumbo frames have less */
 #define ALIVE_NSEC 1000000000ULL
 #define ORPHAN_NSEC (600 * 1000000000ULL)
 #define CONTROL_OCTETS                                                                    \
@@ -41,7 +42,7 @@ struct batch {
 		struct cmsghdr align;
 		uint8_t octets[CONTROL_OCTETS];
 	} control[BATCH];
-	uint8_t octets[BATCH][REDELIVER_OCTETS];
+	uint8_t octets[BATCH][DATAGRAM_OCTETS];
 };
 
 struct process {
@@ -233,12 +234,6 @@ static void prepare(struct batch *batch)
 	}
 }
 
-static void map_ipv4(struct in6_addr *ret, const struct in_addr *address)
-{
-	*ret = (struct in6_addr){.s6_addr = {[10] = 0xff, [11] = 0xff}};
-	memcpy(&ret->s6_addr[12], address, sizeof(*address));
-}
-
 static bool is(const struct cmsghdr *item, int level, int type, size_t length)
 {
 	return item->cmsg_level == level && item->cmsg_type == type &&
@@ -261,7 +256,7 @@ static bool read_ancillary(struct msghdr *header, struct path *path, uint8_t *re
 			struct in_pktinfo info;
 
 			memcpy(&info, CMSG_DATA(item), sizeof(info));
-			map_ipv4(&path->own, &info.ipi_addr);
+			path->own = path_map_ipv4(info.ipi_addr);
 			found = true;
 		} else if (is(item, IPPROTO_IP, IP_TOS, 1)) {
 			*ret_traffic_class = *CMSG_DATA(item);
@@ -284,7 +279,7 @@ static void take(struct process *process, unsigned i, uint64_t now_nsec)
 	uint8_t traffic_class;
 
 	if (from->sin6_family == AF_INET)
-		map_ipv4(&path.client, &((const struct sockaddr_in *)from)->sin_addr);
+		path.client = path_map_ipv4(((const struct sockaddr_in *)from)->sin_addr);
 	else
 		path.client = from->sin6_addr;
 	/* A part of a datagram is of no use to its server. */

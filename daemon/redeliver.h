@@ -2,13 +2,7 @@
 /*
  * Datagrams that wait in a UDP standby come to workers whose sockets exist already (adopted ones,
  * which the standby can't become): they are read and given to the kernel again, as if their clients
- * had sent them only now. A raw socket that is connected to the loopback address does that: its
- * route is that of the loopback interface whatever a packet says, so a packet reaches this host
- * alone, past the filter on sources, and the socket that gets it is found by the packet's own
- * addresses.
- *
- * Addresses, ports, contents and ECN are what they were; what a worker may see is that it came by
- * the loopback interface, with another TTL.
+ * had sent them only now (common/raw-datagram.h).
  */
 #pragma once
 

@@ -15,14 +15,14 @@
 #include "classify/held.c"
 #include "classify/initial-keys.c"
 #include "classify/packet.c"
-#define fold fold_checksum
-#include "classify/redeliver.c"
-#undef fold
 #define choose choose_service
 #define find find_name
 #include "classify/share-rules.c"
 #undef choose
 #undef find
+#define fold fold_checksum
+#include "common/raw-datagram.c"
+#undef fold
 #include "tests/unit/initial-seal.h"
 #include "tests/unit/rules-builder.h"
 

@@ -3,12 +3,13 @@
  * IP and UDP headers in front of a datagram (RFC 791, RFC 8200, RFC 768). The kernel fills in
  * identification and checksum of an IPv4 header (raw(7)), not the UDP checksum.
  */
-#include "classify/redeliver.h"
+#include "common/raw-datagram.h"
 
 #include <errno.h>
 #include <netinet/ip.h>
 #include <netinet/ip6.h>
 #include <netinet/udp.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -82,41 +83,49 @@ static size_t write_ipv6(
 	return sizeof(*header);
 }
 
-int redeliver(int raw_ipv4, int raw_ipv6, const struct path *path, uint8_t traffic_class,
+struct in6_addr path_map_ipv4(struct in_addr address)
+{
+	struct in6_addr result = {.s6_addr[10] = 0xff, .s6_addr[11] = 0xff};
+
+	memcpy(&result.s6_addr[12], &address, sizeof(address));
+	return result;
+}
+
+int raw_datagram_send(int raw_ipv4, int raw_ipv6, const struct path *path, uint8_t traffic_class,
 	const uint8_t *datagram, size_t length)
 {
-	const int is_ipv4 = IN6_IS_ADDR_V4MAPPED(&path->client);
-	struct {
-		union {
-			struct iphdr ipv4;
-			struct ip6_hdr ipv6;
-		};
-		struct udphdr udp;
-		uint8_t octets[REDELIVER_OCTETS];
-	} packet;
+	const bool is_ipv4 = IN6_IS_ADDR_V4MAPPED(&path->client);
+	union {
+		struct iphdr ipv4;
+		struct ip6_hdr ipv6;
+	} ip;
 	struct udphdr udp = {
 		.source = path->client_port,
 		.dest = path->own_port,
 		.len = htons((uint16_t)(sizeof(udp) + length)),
 	};
-	uint8_t *begin = (uint8_t *)&packet;
-	size_t ip_length, udp_length = sizeof(udp) + length;
+	uint8_t packet[sizeof(ip) + sizeof(udp) + RAW_DATAGRAM_MAX], *end = packet;
+	size_t ip_length;
 
-	if (length > REDELIVER_OCTETS)
+	if (length > RAW_DATAGRAM_MAX)
 		return -EMSGSIZE;
+	if (is_ipv4 != !!IN6_IS_ADDR_V4MAPPED(&path->own))
+		return -EAFNOSUPPORT;
 	if (IN6_IS_ADDR_LINKLOCAL(&path->client) || IN6_IS_ADDR_LINKLOCAL(&path->own))
 		return -EADDRNOTAVAIL;
 	if (is_ipv4) {
-		ip_length = write_ipv4(&packet.ipv4, path, traffic_class, udp_length);
-		udp.check = checksum(&packet.ipv4.saddr, 8, &udp, datagram, length);
+		ip_length = write_ipv4(&ip.ipv4, path, traffic_class, sizeof(udp) + length);
+		/* daddr follows saddr, as ip6_dst does ip6_src */
+		udp.check = checksum(&ip.ipv4.saddr, 8, &udp, datagram, length);
 	} else {
-		ip_length = write_ipv6(&packet.ipv6, path, traffic_class, udp_length);
-		udp.check = checksum(&packet.ipv6.ip6_src, 32, &udp, datagram, length);
+		ip_length = write_ipv6(&ip.ipv6, path, traffic_class, sizeof(udp) + length);
+		udp.check = checksum(&ip.ipv6.ip6_src, 32, &udp, datagram, length);
 	}
-	memcpy(begin + ip_length, &udp, sizeof(udp));
-	memcpy(begin + ip_length + sizeof(udp), datagram, length);
-	if (sendto(is_ipv4 ? raw_ipv4 : raw_ipv6, begin, ip_length + udp_length, MSG_DONTWAIT, NULL,
-		    0) < 0)
+	end = mempcpy(end, &ip, ip_length);
+	end = mempcpy(end, &udp, sizeof(udp));
+	end = mempcpy(end, datagram, length);
+	if (sendto(is_ipv4 ? raw_ipv4 : raw_ipv6, packet, (size_t)(end - packet), MSG_DONTWAIT,
+		    NULL, 0) < 0)
 		return -errno;
 	return 0;
 }
