@@ -14,6 +14,7 @@
 #include "bpf/share_layout.h"
 #include "classify/classifier.h"
 #include "classify/share-rules.h"
+#include "common/pass-fd.h"
 #include "common/util.h"
 #include "daemon/group-share.h"
 #include "daemon/log.h"
@@ -349,27 +350,8 @@ struct classifier *classifier_free(struct classifier *classifier)
 static int send_rules(const struct classifier *classifier, const struct share_rules *rules)
 {
 	_cleanup_close_ int fd = rules_to_file(rules);
-	union {
-		struct cmsghdr align;
-		char octets[CMSG_SPACE(sizeof(int))];
-	} control = {};
-	struct iovec part = {.iov_base = "", .iov_len = 1};
-	struct msghdr header = {
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
 
-	if (fd < 0)
-		return fd;
-	*CMSG_FIRSTHDR(&header) = (struct cmsghdr){
-		.cmsg_len = CMSG_LEN(sizeof(int)),
-		.cmsg_level = SOL_SOCKET,
-		.cmsg_type = SCM_RIGHTS,
-	};
-	memcpy(CMSG_DATA(CMSG_FIRSTHDR(&header)), &fd, sizeof(fd));
-	return sendmsg(classifier->control, &header, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+	return fd < 0 ? fd : pass_fd(classifier->control, fd);
 }
 
 void classifier_set_rules(struct classifier *classifier, const struct share_rules *rules)

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/format.h"
 #include "common/util.h"
 #include "daemon/config-value.h"
 #include "proto/protocol.h"
@@ -16,12 +17,11 @@ static int _printf_(2, 3) listen_mistake(char **ret_error, const char *format, .
 {
 	va_list arguments;
 	char *text;
-	int n;
 
 	va_start(arguments, format);
-	n = vasprintf(&text, format, arguments);
+	text = format_list(format, arguments);
 	va_end(arguments);
-	if (n < 0)
+	if (!text)
 		return -ENOMEM;
 	if (ret_error)
 		*ret_error = text;

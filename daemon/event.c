@@ -6,6 +6,7 @@
 
 #include <jansson.h>
 
+#include "common/format.h"
 #include "daemon/log.h"
 #include "daemon/manager.h"
 #include "daemon/monitor.h"
@@ -112,18 +113,15 @@ void event_tell(struct manager *manager, enum event event, const struct event_ab
 	char subject[512];
 	va_list arguments;
 	pid_t pid;
-	int result;
 
 	about = about ? about : &nothing;
 	service = service_of(about);
 	pid = pid_of(about);
 	describe(subject, sizeof(subject), about);
 	va_start(arguments, format);
-	result = vasprintf(&text, format, arguments);
+	text = format_list(format, arguments);
 	va_end(arguments);
-	if (result < 0)
-		text = NULL;
-	else
+	if (text)
 		log_entry(event_kinds[event].priority, event_kinds[event].message_id,
 			&(struct log_about){
 				.service = service ? service->config->name : NULL,

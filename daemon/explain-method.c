@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include "bpf/quic_layout.h"
+#include "common/format.h"
+#include "common/hex.h"
 #include "common/util.h"
 #include "daemon/explain.h"
 #include "daemon/key-file.h"
@@ -31,8 +33,7 @@ static int failed(json_t **ret, const char **ret_error, const char *format, ...)
 	va_list arguments;
 
 	va_start(arguments, format);
-	if (vasprintf(&message, format, arguments) < 0)
-		message = NULL;
+	message = format_list(format, arguments);
 	va_end(arguments);
 	*ret_error = CONTROL_FAILED;
 	*ret = json_pack(
@@ -99,7 +100,7 @@ static int read_datagram(struct explanation *e, const char *packet, const char *
 		return -ENOMEM;
 	if (!packet)
 		e->datagram[0] = 0x40;
-	if (n && !key_from_hex(text, e->datagram + header, n))
+	if (n && !hex_read(text, e->datagram + header, n))
 		return invalid_parameter(packet ? "packet" : "cid", ret, ret_error);
 	e->length = header + n;
 	return 0;
@@ -144,8 +145,7 @@ static json_t *hex_json(const uint8_t *octets, size_t length)
 
 	if (!octets)
 		return json_null();
-	for (size_t i = 0; i < length; i++)
-		snprintf(text + 2 * i, 3, "%02x", octets[i]);
+	hex_write(text, octets, length);
 	return json_stringn(text, 2 * length);
 }
 

@@ -16,6 +16,7 @@
 #include <time.h>
 
 #include "bpf/quic_layout.h"
+#include "common/format.h"
 #include "common/util.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
@@ -39,8 +40,7 @@ static void conclude(
 	e->slot = slot;
 	free(e->reason);
 	va_start(arguments, format);
-	if (vasprintf(&e->reason, format, arguments) < 0)
-		e->reason = NULL;
+	e->reason = format_list(format, arguments);
 	va_end(arguments);
 }
 

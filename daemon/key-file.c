@@ -16,6 +16,8 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 
+#include "common/format.h"
+#include "common/hex.h"
 #include "common/util.h"
 
 #define KEY_FILE_OCTETS_MAX 16384
@@ -37,12 +39,10 @@ static int _printf_(2, 3) file_mistake(struct key_file_parser *parser, const cha
 	int n;
 
 	va_start(arguments, format);
-	n = vasprintf(&what, format, arguments);
+	what = format_list(format, arguments);
 	va_end(arguments);
-	if (n < 0) {
-		what = NULL;
+	if (!what)
 		return -ENOMEM;
-	}
 	if (parser->line)
 		n = asprintf(parser->error, "%s:%u: %s", parser->path, parser->line, what);
 	else
@@ -54,37 +54,12 @@ static int _printf_(2, 3) file_mistake(struct key_file_parser *parser, const cha
 	return -EBADMSG;
 }
 
-static int hex_digit(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
-}
-
-bool key_from_hex(const char *text, uint8_t *ret, size_t n)
-{
-	if (!text || strlen(text) != 2 * n)
-		return false;
-	for (size_t i = 0; i < n; i++) {
-		int high = hex_digit(text[2 * i]), low = hex_digit(text[2 * i + 1]);
-
-		if (high < 0 || low < 0)
-			return false;
-		ret[i] = (uint8_t)(high << 4 | low);
-	}
-	return true;
-}
-
 /* Messages never repeat a secret, not even one that is too short. */
 static int parse_secret(struct key_file_parser *parser, const char *digits)
 {
 	if (parser->secret)
 		return file_mistake(parser, "a second secret");
-	if (!key_from_hex(digits, parser->keys.token_secret, sizeof(parser->keys.token_secret)))
+	if (!hex_read(digits, parser->keys.token_secret, sizeof(parser->keys.token_secret)))
 		return file_mistake(parser, "the secret has to be 64 hexadecimal digits");
 	parser->secret = true;
 	return 0;
@@ -101,7 +76,7 @@ static int parse_key(struct key_file_parser *parser, const char *number, const c
 	if (keys->valid[rotation])
 		return file_mistake(parser, "config rotation %u has a key on line %u already",
 			rotation, parser->lines[rotation]);
-	if (!key_from_hex(digits, keys->key[rotation], sizeof(keys->key[rotation])))
+	if (!hex_read(digits, keys->key[rotation], sizeof(keys->key[rotation])))
 		return file_mistake(parser, "the key has to be 32 hexadecimal digits");
 	for (unsigned i = 0; i < KEYS_MAX; i++) {
 		if (keys->valid[i] && !memcmp(keys->key[i], keys->key[rotation], 16))

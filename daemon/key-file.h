@@ -22,8 +22,5 @@
  * sentence that begins with PATH or PATH:LINE, to free(), NULL with -ENOMEM. */
 int key_file_read(struct keys *keys, const char *path, char **ret_error);
 
-/* Exactly n octets, 2 * n digits of either case; text NULL: false. */
-bool key_from_hex(const char *text, uint8_t *ret, size_t n);
-
 /* HMAC-SHA256 of the label under a key: what may be told to others or kept in its stead. */
 void key_derive(const uint8_t key[16], const char *label, uint8_t ret[32]);

@@ -29,6 +29,8 @@
 
 #include <jansson.h>
 
+#include "common/format.h"
+#include "common/hex.h"
 #include "common/util.h"
 #include "daemon/key-file.h"
 
@@ -48,22 +50,11 @@ static void json_freep(json_t **json)
 static int _printf_(3, 4) sentence(char **ret_error, int r, const char *format, ...)
 {
 	va_list arguments;
-	int n;
 
 	va_start(arguments, format);
-	n = vasprintf(ret_error, format, arguments);
+	*ret_error = format_list(format, arguments);
 	va_end(arguments);
-	if (n < 0) {
-		*ret_error = NULL;
-		return -ENOMEM;
-	}
-	return r;
-}
-
-static void to_hex(char *ret, const uint8_t *octets, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		snprintf(ret + 2 * i, 3, "%02x", octets[i]);
+	return *ret_error ? r : -ENOMEM;
 }
 
 static int random_octets(void *ret, size_t n)
@@ -225,7 +216,7 @@ static int get_keys(const json_t *root, struct keys *ret)
 
 		if (!json_is_integer(number) || rotation < 0 || rotation >= KEYS_MAX ||
 			ret->valid[rotation] ||
-			!key_from_hex(json_string_value(json_object_get(entry, "key")),
+			!hex_read(json_string_value(json_object_get(entry, "key")),
 				ret->key[rotation], sizeof(ret->key[rotation])))
 			return -EBADMSG;
 		ret->valid[rotation] = true;
@@ -234,8 +225,8 @@ static int get_keys(const json_t *root, struct keys *ret)
 		json_integer_value(current) >= KEYS_MAX || !ret->valid[json_integer_value(current)])
 		return -EBADMSG;
 	ret->current = (uint8_t)json_integer_value(current);
-	if (!key_from_hex(json_string_value(json_object_get(root, "token_secret")),
-		    ret->token_secret, sizeof(ret->token_secret)))
+	if (!hex_read(json_string_value(json_object_get(root, "token_secret")), ret->token_secret,
+		    sizeof(ret->token_secret)))
 		return -EBADMSG;
 	return 1;
 }
@@ -260,7 +251,7 @@ static int set_hex(json_t *object, const char *name, const uint8_t *octets, size
 	char text[2 * 32 + 1];
 	int r;
 
-	to_hex(text, octets, n);
+	hex_write(text, octets, n);
 	r = json_object_set_new(object, name, json_string(text));
 	explicit_bzero(text, sizeof(text));
 	return r < 0 ? -ENOMEM : 0;
@@ -312,7 +303,7 @@ static int find_prefixes(const json_t *list, const struct keys *keys, json_t **r
 		const char *text = json_string_value(json_object_get(entry, "key_digest"));
 		const json_t *next = json_object_get(entry, "next");
 
-		if (!key_from_hex(text, octets, sizeof(octets)) || !json_is_integer(next) ||
+		if (!hex_read(text, octets, sizeof(octets)) || !json_is_integer(next) ||
 			json_integer_value(next) < 0 ||
 			json_integer_value(next) > (json_int_t)NONCE_END)
 			return -EBADMSG;

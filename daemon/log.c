@@ -9,6 +9,8 @@
 #include <sys/uio.h>
 #include <systemd/sd-journal.h>
 
+#include "common/format.h"
+
 #define FIELDS_MAX 9
 
 /* $JOURNAL_STREAM alone says nothing about a standard error that was redirected since
@@ -97,15 +99,12 @@ void log_entry(int priority, const char *message_id, const struct log_about *abo
 	bool journal = stderr_is_journal();
 	_cleanup_free_ char *message = NULL;
 	va_list arguments;
-	int result;
 
 	va_start(arguments, format);
-	result = vasprintf(&message, format, arguments);
+	message = format_list(format, arguments);
 	va_end(arguments);
-	if (result < 0) {
-		message = NULL;
+	if (!message)
 		return;
-	}
 	if (journal && message_id && send_entry(priority, message_id, about, message) >= 0)
 		return;
 	write_lines(journal ? priority : -1, message);

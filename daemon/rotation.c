@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/format.h"
 #include "common/util.h"
 #include "daemon/event.h"
 #include "daemon/group.h"
@@ -46,8 +47,7 @@ static int _printf_(3, 4) refuse(char **ret_error, int error, const char *format
 	va_list arguments;
 
 	va_start(arguments, format);
-	if (vasprintf(ret_error, format, arguments) < 0)
-		*ret_error = NULL;
+	*ret_error = format_list(format, arguments);
 	va_end(arguments);
 	return error;
 }

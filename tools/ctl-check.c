@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
+#include "common/format.h"
 #include "tools/ctl-field.h"
 #include "tools/ctl-share.h"
 #include "tools/ctl-status.h"
@@ -32,13 +33,10 @@ _printf_(3, 4) static void find(struct findings *findings, int severity, const c
 {
 	_cleanup_free_ char *text = NULL;
 	va_list arguments;
-	int n;
 
 	va_start(arguments, format);
-	n = vasprintf(&text, format, arguments);
+	text = format_list(format, arguments);
 	va_end(arguments);
-	if (n < 0)
-		text = NULL;
 	json_array_append_new(findings->list,
 		json_pack("{s:s, s:s}", "severity", names[severity], "message", text ? text : "?"));
 	findings->worst = MAX(findings->worst, severity);

@@ -11,6 +11,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "common/format.h"
+
 bool ctl_is_plain(const char *text)
 {
 	for (const unsigned char *c = (const unsigned char *)text; *c; c++)
@@ -58,14 +60,13 @@ bool ctl_is(const json_t *object, const char *key, const char *text)
 
 char *ctl_format(const char *format, ...)
 {
-	char *text = NULL;
 	va_list arguments;
-	int n;
+	char *text;
 
 	va_start(arguments, format);
-	n = vasprintf(&text, format, arguments);
+	text = format_list(format, arguments);
 	va_end(arguments);
-	return n < 0 ? NULL : text;
+	return text;
 }
 
 char *ctl_duration(int64_t usec)

@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "common/format.h"
 #include "tools/ctl-field.h"
 #include "tools/ctl-status.h"
 #include "tools/ctl-terminal.h"
@@ -61,12 +62,11 @@ _printf_(3, 4) static void add(struct line *line, const char *colour, const char
 {
 	_cleanup_free_ char *text = NULL;
 	va_list arguments;
-	int n;
 
 	va_start(arguments, format);
-	n = vasprintf(&text, format, arguments);
+	text = format_list(format, arguments);
 	va_end(arguments);
-	if (n < 0 || !line->stream)
+	if (!text || !line->stream)
 		return;
 	if (colour && line->colour)
 		fputs(colour, line->stream);

@@ -17,6 +17,7 @@
 #include "bpf/quic_header.h"
 #include "bpf/quic_lb.h"
 #include "classify/flow.h"
+#include "common/hex.h"
 #include "common/util.h"
 #include "tools/offline-initial.h"
 #include "tools/offline.h"
@@ -96,17 +97,6 @@ static int read_number(const struct arguments *arguments, int option, unsigned m
 			option_name(option), text, minimum, maximum);
 	*ret_number = number;
 	return 0;
-}
-
-static int hex_digit(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
 }
 
 /* Octets of an option, which is given as text; their number is from minimum to maximum.

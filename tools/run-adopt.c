@@ -30,6 +30,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include "common/pass-fd.h"
 #include "tools/run.h"
 
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
@@ -95,17 +96,6 @@ static int load_filter(const struct sock_fprog *program)
 
 int adopt_install(int start_fd)
 {
-	union {
-		struct cmsghdr align;
-		char octets[CMSG_SPACE(sizeof(int))];
-	} control = {};
-	struct iovec part = {.iov_base = "", .iov_len = 1};
-	struct msghdr header = {
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
 	struct sock_filter code[FILTER_MAX];
 	struct sock_fprog program;
 	_cleanup_close_ int fd = -1;
@@ -123,13 +113,7 @@ int adopt_install(int start_fd)
 	}
 	if (fd < 0)
 		return fd;
-	*CMSG_FIRSTHDR(&header) = (struct cmsghdr){
-		.cmsg_len = CMSG_LEN(sizeof(int)),
-		.cmsg_level = SOL_SOCKET,
-		.cmsg_type = SCM_RIGHTS,
-	};
-	memcpy(CMSG_DATA(CMSG_FIRSTHDR(&header)), &fd, sizeof(fd));
-	return sendmsg(start_fd, &header, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+	return pass_fd(start_fd, fd);
 }
 
 /* In the launcher */

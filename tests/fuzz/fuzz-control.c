@@ -146,15 +146,6 @@ void explanation_done(struct explanation *e)
 	free(e->reason);
 }
 
-/* As daemon/key-file.c has it, which needs a crypto library. */
-bool key_from_hex(const char *text, uint8_t *ret, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		if (sscanf(text + 2 * i, "%2hhx", &ret[i]) != 1)
-			return false;
-	return true;
-}
-
 static void check_answers(int socket)
 {
 	static struct varlink_buffer answers;

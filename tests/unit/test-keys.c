@@ -463,7 +463,7 @@ static void a_retired_key_is_neither_in_memory_nor_on_disk(void **state)
 	static const uint8_t zero[16];
 	char digits[33];
 
-	to_hex(digits, keys->key[0], 16);
+	hex_write(digits, keys->key[0], 16);
 	assert_int_equal(keys_retire(keys, 0), -EINVAL); /* the current one */
 	assert_int_equal(keys_rotate(keys), 0);
 	before = read_text_of(directory->state);
@@ -704,19 +704,19 @@ static void a_key_file_gives_all_its_keys(void **state)
 	assert_int_equal(keys->current, 2);
 	for (unsigned i = 0; i < KEYS_MAX; i++)
 		assert_int_equal(keys->valid[i], i == 0 || i == 2);
-	assert_true(key_from_hex(KEY_A, expected, 16));
+	assert_true(hex_read(KEY_A, expected, 16));
 	assert_memory_equal(keys->key[2], expected, 16);
-	assert_true(key_from_hex(KEY_B, expected, 16));
+	assert_true(hex_read(KEY_B, expected, 16));
 	assert_memory_equal(keys->key[0], expected, 16);
 	/* HMAC-SHA256 by Python's hmac module. */
-	assert_true(key_from_hex(
+	assert_true(hex_read(
 		"b725c82c1d6367db4574b5622d65be1cca6999d1264974420526f807a1dad3ec", expected, 32));
 	assert_memory_equal(keys->token_secret, expected, 32);
 
 	keys_free(keys);
 	write_key_file(directory, "secret " KEY_B KEY_A "\n2 " KEY_A "\n");
 	keys = opened_with(directory, directory->key_file);
-	assert_true(key_from_hex(KEY_B KEY_A, expected, 32));
+	assert_true(hex_read(KEY_B KEY_A, expected, 32));
 	assert_memory_equal(keys->token_secret, expected, 32);
 	assert_int_equal(keys->current, 2);
 }
