@@ -1,13 +1,19 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "daemon/peer.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "common/util.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77 /* Linux 6.5 */
+#endif
+#ifndef PIDFD_THREAD
+#define PIDFD_THREAD O_EXCL /* Linux 6.9 */
 #endif
 
 static int peer_groups(struct peer *peer, int socket, gid_t primary)
@@ -56,6 +62,28 @@ void peer_done(struct peer *peer)
 	free(peer->gids);
 	peer->gids = NULL;
 	close_fd(&peer->pidfd);
+}
+
+bool peer_has_pidfd(void)
+{
+	_cleanup_close_ int pidfd = -1;
+	socklen_t length = sizeof(pidfd);
+	int ends[2];
+	bool has;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+		return true; /* not known, so nothing to complain about */
+	has = getsockopt(ends[0], SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0;
+	close(ends[0]);
+	close(ends[1]);
+	return has;
+}
+
+bool thread_has_pidfd(void)
+{
+	_cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, getpid(), PIDFD_THREAD);
+
+	return pidfd >= 0 || errno != EINVAL;
 }
 
 int pidfd_to_pid(int pidfd, pid_t *ret)

@@ -21,6 +21,11 @@ struct peer {
 int peer_of_socket(struct peer *ret, int socket);
 void peer_done(struct peer *peer);
 
+/* Whether the kernel names the process at the other end by a pidfd (Linux 6.5). */
+bool peer_has_pidfd(void);
+/* Whether it gives pidfds of threads (Linux 6.9), as reuseport-run asks for them. */
+bool thread_has_pidfd(void);
+
 /* pid of the process behind a pidfd, by its fdinfo (Linux 5.2). -ESRCH: it has ended. -EBADF: the
  * descriptor is no pidfd. */
 int pidfd_to_pid(int pidfd, pid_t *ret);

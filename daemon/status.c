@@ -15,6 +15,7 @@
 #include "daemon/group-figures.h"
 #include "daemon/load.h"
 #include "daemon/manager.h"
+#include "daemon/peer.h"
 #include "daemon/privileges.h"
 #include "daemon/sockdiag.h"
 #include "daemon/store.h"
@@ -256,6 +257,18 @@ static json_t *features(const struct manager *manager)
 	return json;
 }
 
+/* What newer kernels have and this one has not, where somebody may notice. */
+static json_t *missing(void)
+{
+	json_t *json = json_array();
+
+	if (!peer_has_pidfd())
+		json_array_append_new(json, json_string("peer-pidfd"));
+	if (!thread_has_pidfd())
+		json_array_append_new(json, json_string("thread-pidfd"));
+	return json;
+}
+
 json_t *status_daemon(const struct manager *manager)
 {
 	json_t *json = json_object();
@@ -270,6 +283,7 @@ json_t *status_daemon(const struct manager *manager)
 	set_int(json, "uptime", now_realtime() - manager->started_usec);
 	set_string(json, "kernel", uname(&name) < 0 ? "" : name.release);
 	json_object_set_new(json, "features", features(manager));
+	json_object_set_new(json, "missing", missing());
 	set_int(json, "control_clients", control_count(manager->control));
 	set_int(json, "worker_clients", n);
 	set_int(json, "descriptors", count_descriptors());

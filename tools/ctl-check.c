@@ -124,6 +124,31 @@ static void check_share(struct findings *findings, const json_t *share)
 			ctl_plain(share, "name"));
 }
 
+/* No fault of anybody's, so it changes no exit status. */
+static void check_kernel(struct findings *findings, const json_t *daemon)
+{
+	static const struct {
+		const char *name, *means;
+	} known[] = {
+		{"peer-pidfd", "has no SO_PEERPIDFD (6.5 has): a server that speaks the protocol "
+			       "itself must bring a pidfd with HELLO, as the library does"},
+		{"thread-pidfd", "gives no pidfd of a thread (6.9 does): reuseport-run --adopt "
+				 "can't adopt from threads with a descriptor table of their own"},
+	};
+	const json_t *each;
+	size_t i;
+
+	json_array_foreach(json_object_get(daemon, "missing"), i, each)
+	{
+		const char *name = json_string_value(each);
+
+		for (size_t k = 0; name && k < ARRAY_SIZE(known); k++)
+			if (strcmp(name, known[k].name) == 0)
+				find(findings, CHECK_OK, "Linux %s %s", ctl_plain(daemon, "kernel"),
+					known[k].means);
+	}
+}
+
 /* "2 services, 3 listeners, 5 of 6 workers active" */
 static char *summary(const json_t *services)
 {
@@ -184,6 +209,7 @@ static int check_daemon(const struct ctl *ctl, const char *service)
 		json_array_foreach(services, i, each) check_service(&findings, each);
 		json_array_foreach(json_object_get(status, "shares"), i,
 			each) if (ctl_share_has(each, service)) check_share(&findings, each);
+		check_kernel(&findings, json_object_get(status, "daemon"));
 		if (!json_array_size(services))
 			find(&findings, CHECK_WARNING, "no service is configured");
 		text = summary(services);

@@ -29,6 +29,7 @@ REUSEPORT_RUN = BUILD / "tools" / "reuseport-run"
 LIBRARY = BUILD / "client-lib" / "libreuseport.so.0"
 
 USER = "reuseport"
+KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
 # How much longer than on a machine of its own anything may take: scripts/test-kernels emulates one.
 PATIENCE = int(os.environ.get("REUSEPORT_TEST_PATIENCE", "1"))
 DEADLINE = 30 * PATIENCE  # seconds; a limit for what hangs, never a measure of speed

@@ -436,8 +436,7 @@ def test_calls_that_the_kernel_refuses_are_refused_by_it(daemon, adopt):
 
 
 def test_thread_with_descriptors_of_its_own(daemon, adopt):
-    version = tuple(map(int, os.uname().release.split(".")[:2]))
-    if version < (6, 9):
+    if harness.KERNEL < (6, 9):
         pytest.skip("needs Linux 6.9: a pidfd of a thread")
     one = adopt("one", f"""
         import ctypes

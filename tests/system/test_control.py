@@ -253,6 +253,8 @@ ConnectionID=nginx
         assert (first["control_clients"], first["worker_clients"], first["pid"]) == (1, 1, daemon.pid)
         assert first["kernel"] == os.uname().release
         assert first["features"] == ["migrate", "keeper"]
+        assert first["missing"] == [name for name, since in (("peer-pidfd", (6, 5)), ("thread-pidfd", (6, 9)))
+                                    if harness.KERNEL < since]
         assert first["descriptors"] == len(os.listdir(f"/proc/{daemon.pid}/fd"))
         assert first["uptime"] < 60e6 and abs(first["since"] / 1e6 - time.time()) < 60
     ids, web = status["services"]
