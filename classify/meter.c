@@ -38,5 +38,5 @@ uint64_t meter_wait_nsec(const struct meter *meter)
 {
 	if (!meter->over)
 		return 0;
-	return (uint64_t)(capacity(meter) / 2 - meter->left) * 100 / meter->percent;
+	return (uint64_t)(capacity(meter) * 5 / 8 - meter->left) * 100 / meter->percent;
 }

@@ -22,5 +22,9 @@ struct meter {
 void meter_init(struct meter *meter, unsigned percent, uint64_t wall_nsec, uint64_t cpu_nsec);
 /* Returns whether it is over now. */
 bool meter_update(struct meter *meter, uint64_t wall_nsec, uint64_t cpu_nsec);
-/* How long until it is not over any more if nothing is used meanwhile; 0: it is not. */
+/*
+ * How long until it is not over any more, whatever waking up costs: the bucket is then five eighths
+ * full. At half, waking would take the last drop again, which fills within microseconds, and so on
+ * for ever: over, and all of the share spent on waking. 0: it is not over.
+ */
 uint64_t meter_wait_nsec(const struct meter *meter);

@@ -302,14 +302,23 @@ class Classifier:
         with open(f"/proc/{self.process.pid}/schedstat", encoding="ascii") as stream:
             return int(stream.read().split()[0]) / 1e9
 
+    def memory(self):
+        return struct.unpack("=9I", self.socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
+
+    def n_queued(self):
+        """Octets of memory that what waits in the receive buffer takes."""
+        return self.memory()[0]
+
     def n_dropped(self):
         """Datagrams that did not fit into the receive buffer."""
-        return struct.unpack("=9I", self.socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[8]
+        return self.memory()[8]
 
     def cleanup(self):
         if self.process.returncode is None:
             self.process.process.kill()
             self.process.wait()
+        print(f"--- reuseport-classify: follow {self.follow}, {self.n_queued()} octets wait, "
+              f"{self.n_dropped()} datagrams dropped, {self.counters()}")
         print(f"--- reuseport-classify said:\n{self.process.output()}--- end")
         harness.close_all([self.socket, self.control] + ([self.worker] if self.worker else []))
         for fd in (self.page_fd, self.choice_fd):

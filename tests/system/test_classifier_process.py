@@ -193,8 +193,10 @@ def test_a_flood_costs_a_bounded_share(side, classifier, make, different, overfl
         assert used < 1.5 * (0.05 * passed + 0.005) + 0.01
         assert seen == {FOLLOW, overflow}
         # What waits is still taken, at that pace, and then it follows again.
-        harness.poll_until(lambda: each.counters()["datagrams"] + each.n_dropped() == n and
-                           each.follow == FOLLOW, "it has read what was not dropped")
+        harness.poll_until(lambda: each.n_queued() == 0, "nothing waits any more")
+        harness.poll_until(lambda: each.follow == FOLLOW, "it can follow")
+        harness.poll_until(lambda: each.counters()["datagrams"] + each.n_dropped() == n,
+                           f"each of {n} was read or dropped")
         assert each.counters()["overloads"] >= 2
         each.worker.close()
         each.worker = None

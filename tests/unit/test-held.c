@@ -228,10 +228,10 @@ static void test_meter(void **state)
 	/* 50 ms at once are those of the window; one more is too much. */
 	assert_false(meter_update(&meter, wall, cpu += 50 * MSEC));
 	assert_true(meter_update(&meter, wall, cpu += 1 * MSEC));
-	/* Half full again after (1 + 25) / 50 %. */
-	assert_int_equal(meter_wait_nsec(&meter), 52 * MSEC);
+	/* Five eighths full after (1 + 31.25) / 50 %; half full, it is not over any more. */
+	assert_int_equal(meter_wait_nsec(&meter), 64 * MSEC + MSEC / 2);
 	assert_true(meter_update(&meter, wall += 51 * MSEC, cpu));
-	assert_int_equal(meter_wait_nsec(&meter), 1 * MSEC);
+	assert_int_equal(meter_wait_nsec(&meter), 13 * MSEC + MSEC / 2);
 	assert_false(meter_update(&meter, wall += 1 * MSEC, cpu));
 	assert_int_equal(meter_wait_nsec(&meter), 0);
 	/* A long rest fills it, and no more. */
@@ -244,6 +244,20 @@ static void test_meter(void **state)
 	assert_false(meter_update(&meter, wall, cpu += 100000 * MSEC));
 }
 
+/* Waiting ends by itself, though every look at the clock uses some of what has come meanwhile. */
+static void test_meter_when_waking_costs(void **state)
+{
+	for (unsigned percent = 1; percent <= 100; percent++) {
+		struct meter meter;
+		uint64_t cpu = 0, wall = 1000 * MSEC;
+
+		meter_init(&meter, percent, wall, cpu);
+		assert_true(meter_update(&meter, wall, cpu += 100 * MSEC + 1));
+		wall += meter_wait_nsec(&meter) + 1;
+		assert_false(meter_update(&meter, wall, cpu += MSEC / 10));
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -254,6 +268,7 @@ int main(void)
 		cmocka_unit_test(test_what_is_kept_of_one),
 		cmocka_unit_test(test_word_sets),
 		cmocka_unit_test(test_meter),
+		cmocka_unit_test(test_meter_when_waking_costs),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, NULL);
