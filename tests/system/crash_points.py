@@ -130,13 +130,37 @@ def start_and_die(die_at, daemon, n):
     harness.poll_until(lambda: daemon.child.poll() is not None or
                        daemon.notification.n_ready > n_ready, "it is ready or dead", interval=0.001)
     if daemon.child.poll() is None:
-        tracer = traced_by(daemon.pid)
-        if tracer:
-            os.kill(tracer, signal.SIGKILL)
-            harness.poll_until(lambda: traced_by(daemon.pid) == 0, "nobody traces it", interval=0.001)
+        end_tracer(daemon.pid)
+        # Ready, but its stop may have come before the end of its tracer.
+        if not answers(daemon):
+            daemon.child.wait()
     status = daemon.child.poll()
     assert status in (None, -signal.SIGKILL), f"stop {n}: ended with {status}\n{daemon.output()}"
     return status is not None
+
+
+def end_tracer(pid):
+    tracer = traced_by(pid)
+    if tracer:
+        os.kill(tracer, signal.SIGKILL)
+        harness.poll_until(lambda: traced_by(pid) == 0, "nobody traces it", interval=0.001)
+
+
+def answers(daemon):
+    """
+    False: it is dead, or about to be. Its sockets are no sign of life, since they may be stored: who
+    connects to them waits for the next daemon.
+    """
+    try:
+        with daemon.control() as control:
+            control.send("Status", {})
+            while not harness.wait_readable([control.socket], 0.01):
+                if daemon.child.poll() is not None:
+                    return False
+            control.reply()
+            return True
+    except GONE:
+        return False
 
 
 def traced_by(pid):
