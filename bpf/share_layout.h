@@ -59,8 +59,8 @@ enum share_counter {
 	SHARE_BY_PROTOCOL,     /* by ALPN alone */
 	SHARE_NO_NAME,         /* given to the default: no server name */
 	SHARE_NO_MATCH,        /* no rule for its name and protocols */
-	SHARE_MALFORMED,       /* authentic, and nothing that a server would go on with */
-	SHARE_TOO_SLOW,        /* not complete in time */
+	SHARE_MALFORMED,       /* datagrams of connections that break the rules; dropped */
+	SHARE_TOO_SLOW,        /* given to the default: not complete in time */
 	SHARE_TOO_MANY,        /* pushed out, or more than is kept of one */
 	SHARE_UNAUTHENTICATED, /* Initials whose tag no key matches */
 	SHARE_RESENT,          /* datagrams given back to the kernel */

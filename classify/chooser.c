@@ -2,7 +2,7 @@
 /*
  * A datagram's way: what it is (read_beginning), whether its connection was chosen a moment ago
  * (come_again), what the connection's ClientHello has so far (take_initial), and where that is
- * enough, the choice and all that was held for it (choose).
+ * enough, the choice and all that was held for it (choose), or the end of all that (drop).
  */
 #include "classify/chooser.h"
 
@@ -128,14 +128,21 @@ static struct flow_set *recent_set(const struct chooser *chooser, uint64_t hash)
 	return &chooser->recent[quic_flow_set(hash) & (RECENT_SETS - 1)];
 }
 
+/* service: SHARE_NONE: what comes for it is dropped. */
+static void remember(
+	struct chooser *chooser, uint64_t hash, uint32_t service, unsigned n, uint64_t now_nsec)
+{
+	word_set_put(recent_set(chooser, hash), quic_flow_tag(hash),
+		(uint16_t)(service << RECENT_SERVICE_SHIFT | MIN(n, RECENT_LEFT)),
+		tick_of(now_nsec), RECENT_TICKS);
+}
+
 /* The choice, and that n datagrams are given back, each of which may come here once more. */
 static void note_choice(struct chooser *chooser, uint64_t hash, uint64_t cid_hash, uint32_t service,
 	unsigned n, uint64_t now_nsec)
 {
 	write_choice(chooser, cid_hash, service, now_nsec);
-	word_set_put(recent_set(chooser, hash), quic_flow_tag(hash),
-		(uint16_t)(service << RECENT_SERVICE_SHIFT | MIN(n, RECENT_LEFT)),
-		tick_of(now_nsec), RECENT_TICKS);
+	remember(chooser, hash, service, n, now_nsec);
 }
 
 /* All that is held of a connection, and the caller's n_more, to its service; it is let go. */
@@ -185,8 +192,8 @@ static uint32_t service_of(struct chooser *chooser, const struct flow *flow)
 	const char *name;
 	size_t length;
 
-	if (flow->state == FLOW_MALFORMED) {
-		chooser_count(chooser, SHARE_MALFORMED, 1);
+	if (flow->state == FLOW_TOO_MUCH) {
+		chooser_count(chooser, SHARE_TOO_MANY, 1);
 		return chooser->rules->default_service;
 	}
 	name = flow_server_name(flow, &length);
@@ -203,6 +210,17 @@ static void choose(
 	release(chooser, held, service, 1, arrival->now_nsec);
 	give_back(
 		chooser, arrival->path, arrival->traffic_class, arrival->datagram, arrival->length);
+}
+
+/*
+ * A malformed one: nobody gets it, what was held of it included. Nor is it answered, since its
+ * server alone has the secrets for that, and which one that is it has not said.
+ */
+static void drop(struct chooser *chooser, struct held *held, uint64_t now_nsec)
+{
+	chooser_count(chooser, SHARE_MALFORMED, held->n_datagrams + 1);
+	remember(chooser, held->hash, SHARE_NONE, 0, now_nsec);
+	held_remove(chooser->held, held);
 }
 
 static struct held *place_for(struct chooser *chooser, const struct beginning *beginning)
@@ -268,17 +286,24 @@ static void take_initial(struct chooser *chooser, struct held *held,
 			chooser_count(chooser, SHARE_NO_INITIAL, 1);
 		return;
 	}
-	if (!known)
-		put(chooser, held, true, arrival->now_nsec);
-	else if (!held->authentic)
-		held_set_authentic(chooser->held, held, arrival->now_nsec);
-	if (held->flow.state == FLOW_INCOMPLETE)
-		keep(chooser, held, arrival);
-	else
+	/* What is decided at once takes nobody's place. */
+	if (held->flow.state == FLOW_MALFORMED) {
+		drop(chooser, held, arrival->now_nsec);
+	} else if (held->flow.state != FLOW_INCOMPLETE) {
 		choose(chooser, held, service_of(chooser, &held->flow), arrival);
+	} else {
+		if (!known)
+			put(chooser, held, true, arrival->now_nsec);
+		else if (!held->authentic)
+			held_set_authentic(chooser->held, held, arrival->now_nsec);
+		keep(chooser, held, arrival);
+	}
 }
 
-/* A datagram of a connection that was chosen a moment ago: the program did not find the choice. */
+/*
+ * A datagram of a connection that was chosen a moment ago: the program did not find the choice. Or
+ * that was malformed.
+ */
 static bool come_again(
 	struct chooser *chooser, const struct beginning *beginning, const struct arrival *arrival)
 {
@@ -291,6 +316,10 @@ static bool come_again(
 		return false;
 	value = (uint16_t)(*word >> 16);
 	service = value >> RECENT_SERVICE_SHIFT;
+	if (service == SHARE_NONE) {
+		chooser_count(chooser, SHARE_MALFORMED, 1);
+		return true;
+	}
 	if ((value & RECENT_LEFT) == 0) {
 		chooser_count(chooser, SHARE_LOOPED, 1);
 		return true;

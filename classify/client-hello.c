@@ -35,12 +35,12 @@ struct cursor {
 	size_t offset, end;
 };
 
-static bool hello_mistake(
-	struct reading *reading, size_t octet, const char *subject, const char *problem)
+static bool hello_error(
+	struct reading *reading, int error, size_t octet, const char *subject, const char *problem)
 {
 	if (reading->error)
 		return false;
-	reading->error = -EBADMSG;
+	reading->error = error;
 	reading->complaint = (struct complaint){
 		.subject = subject,
 		.problem = problem,
@@ -48,6 +48,12 @@ static bool hello_mistake(
 		.octet = octet,
 	};
 	return false;
+}
+
+static bool hello_mistake(
+	struct reading *reading, size_t octet, const char *subject, const char *problem)
+{
+	return hello_error(reading, -EBADMSG, octet, subject, problem);
 }
 
 /* Moves over n octets, which need not be there yet. */
@@ -217,7 +223,7 @@ static void read_message(struct reading *reading)
 	if (!number(&message, 3, "the message", &length))
 		return;
 	if (length > CRYPTO_STREAM_OCTETS - CLIENT_HELLO_HEAD) {
-		hello_mistake(reading, 1, "the message", "is longer than 16384 octets");
+		hello_error(reading, -EMSGSIZE, 1, "the message", "is longer than 16384 octets");
 		return;
 	}
 	message.end = CLIENT_HELLO_HEAD + length;
@@ -248,7 +254,7 @@ int client_hello_read(const uint8_t *octets, size_t available, struct client_hel
 
 	_Static_assert(CRYPTO_STREAM_OCTETS == 16384, "a message to people says so");
 	read_message(&reading);
-	if (reading.error == -EBADMSG)
+	if (reading.error == -EBADMSG || reading.error == -EMSGSIZE)
 		*ret_complaint = reading.complaint;
 	*ret = reading.hello;
 	return reading.error;

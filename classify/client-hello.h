@@ -27,8 +27,9 @@ struct client_hello {
 /*
  * Reads a ClientHello of which the first available octets are there. Nothing is kept between calls:
  * call again from the beginning when there are more. Returns 0 when it is complete (what follows it
- * is not looked at), -EAGAIN when octets are missing (ret->length is set once it is known), or
- * -EBADMSG with *ret_complaint. What is wrong is told as soon as it is there.
+ * is not looked at), -EAGAIN when octets are missing (ret->length is set once it is known), or with
+ * *ret_complaint -EBADMSG for what is wrong, -EMSGSIZE for one that a stream has no room for. What
+ * is wrong is told as soon as it is there.
  */
 int client_hello_read(const uint8_t *octets, size_t available, struct client_hello *ret,
 	struct complaint *ret_complaint);

@@ -72,8 +72,8 @@ static void read_hello(struct flow *flow)
 
 	if (r == 0)
 		flow->state = FLOW_COMPLETE;
-	else if (r == -EBADMSG)
-		flow->state = FLOW_MALFORMED;
+	else if (r != -EAGAIN)
+		flow->state = r == -EBADMSG ? FLOW_MALFORMED : FLOW_TOO_MUCH;
 }
 
 /* RFC 9000 section 7.2: it stays the same, and an Initial with another one is not looked at. */
@@ -88,6 +88,8 @@ static bool is_of_flow(const struct flow *flow, const struct packet *packet)
 static bool accept_packet(
 	struct flow *flow, const struct packet *packet, const struct opened *opened)
 {
+	int r;
+
 	if (!is_of_flow(flow, packet)) {
 		ignore(flow, "the Initial has another source connection ID than the first");
 		return false;
@@ -101,12 +103,13 @@ static bool accept_packet(
 	flow->largest = MAX(flow->largest, opened->number);
 	if (flow->state != FLOW_INCOMPLETE)
 		return true;
-	if (frames_read(&flow->stream, opened->payload, opened->length, &flow->complaint) < 0)
-		flow->state = FLOW_MALFORMED;
+	r = frames_read(&flow->stream, opened->payload, opened->length, &flow->complaint);
+	if (r < 0)
+		flow->state = r == -EBADMSG ? FLOW_MALFORMED : FLOW_TOO_MUCH;
 	else
 		read_hello(flow);
 	if (flow->state == FLOW_INCOMPLETE && flow->packets == FLOW_PACKETS_MAX) {
-		flow->state = FLOW_MALFORMED;
+		flow->state = FLOW_TOO_MUCH;
 		flow->complaint =
 			(struct complaint){"the ClientHello", "is not complete after 64 Initials",
 				"the handshake", crypto_stream_contiguous(&flow->stream)};

@@ -38,7 +38,8 @@
 enum flow_state {
 	FLOW_INCOMPLETE,
 	FLOW_COMPLETE,
-	FLOW_MALFORMED, /* authentic, but nothing that a server would go on with: see complaint */
+	FLOW_MALFORMED, /* authentic, but nothing that a server may go on with: see complaint */
+	FLOW_TOO_MUCH,  /* more than is kept of one here: see complaint */
 };
 
 struct flow_key {
@@ -50,9 +51,9 @@ struct flow_key {
 
 /* To be read by everyone, written by flow.c only. */
 struct flow {
-	enum flow_state state;      /* COMPLETE and MALFORMED stay */
+	enum flow_state state;      /* stays, once it is not INCOMPLETE any more */
 	struct client_hello hello;  /* what is known of it; all of it in FLOW_COMPLETE */
-	struct complaint complaint; /* in FLOW_MALFORMED */
+	struct complaint complaint; /* in FLOW_MALFORMED and FLOW_TOO_MUCH */
 	uint32_t version;           /* of the first Initial that was opened */
 	unsigned packets;           /* Initials that were opened: all that counts comes from them */
 	unsigned unopened;          /* Initials that no key opens, those held included */

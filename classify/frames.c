@@ -10,6 +10,8 @@
 
 #include "classify/packet.h"
 
+#define VARINT_MAX ((1ULL << 62) - 1)
+
 enum frame_type {
 	FRAME_PADDING = 0x00,
 	FRAME_PING = 0x01,
@@ -26,15 +28,22 @@ struct frames {
 	struct complaint complaint;
 };
 
+static int frame_error(struct frames *frames, int error, const char *subject, const char *problem)
+{
+	/* The first one beyond a bound, unless there is something worse. */
+	if (error == -EBADMSG || !frames->complaint.subject)
+		frames->complaint = (struct complaint){
+			.subject = subject,
+			.problem = problem,
+			.where = "the payload of the Initial",
+			.octet = frames->frame,
+		};
+	return error;
+}
+
 static int frame_mistake(struct frames *frames, const char *subject, const char *problem)
 {
-	frames->complaint = (struct complaint){
-		.subject = subject,
-		.problem = problem,
-		.where = "the payload of the Initial",
-		.octet = frames->frame,
-	};
-	return -EBADMSG;
+	return frame_error(frames, -EBADMSG, subject, problem);
 }
 
 static int read_varints(struct frames *frames, unsigned n, uint64_t *ret)
@@ -68,19 +77,23 @@ static int read_crypto(struct frames *frames, struct crypto_stream *stream)
 
 	if (read_varints(frames, 2, head) < 0 || head[1] > frames->length - frames->offset)
 		return frame_mistake(frames, subject, "is cut off");
+	/* RFC 9000 section 19.6. */
+	if (head[0] + head[1] > VARINT_MAX)
+		return frame_mistake(frames, subject, "goes beyond what an offset can be");
 	r = crypto_stream_add(stream, head[0], frames->payload + frames->offset, head[1]);
+	frames->offset += head[1];
 	switch (r) {
 	case 0:
-		frames->offset += head[1];
 		return 0;
 	case -EILSEQ:
 		return frame_mistake(
 			frames, subject, "contradicts what another one has at the offset");
 	case -ENOBUFS:
-		return frame_mistake(
-			frames, subject, "is one piece too many, with gaps between them");
+		return frame_error(
+			frames, -ENOBUFS, subject, "is one piece too many, with gaps between them");
 	default:
-		return frame_mistake(frames, subject, "goes beyond octet 16384 of the handshake");
+		return frame_error(
+			frames, -ENOBUFS, subject, "goes beyond octet 16384 of the handshake");
 	}
 }
 
@@ -109,13 +122,18 @@ int frames_read(struct crypto_stream *stream, const uint8_t *payload, size_t len
 	struct complaint *ret_complaint)
 {
 	struct frames frames = {.payload = payload, .length = length};
-	int r = 0;
+	int r = 0, result = 0;
 
 	if (length == 0)
 		r = frame_mistake(&frames, "the packet", "has no frame");
-	while (r == 0 && frames.offset < length)
+	while (r != -EBADMSG && frames.offset < length) {
 		r = read_frame(&frames, stream);
-	if (r < 0)
+		if (r < 0)
+			result = r;
+	}
+	if (r == -EBADMSG)
+		result = r;
+	if (result < 0)
 		*ret_complaint = frames.complaint;
-	return r;
+	return result;
 }

@@ -12,8 +12,10 @@
 #include "classify/crypto-stream.h"
 
 /*
- * Reads all frames and adds what CRYPTO frames have to the stream. Returns 0, or -EBADMSG with
- * *ret_complaint: what a server would end the connection for, or the client has ended it itself.
+ * Reads all frames and adds what CRYPTO frames have to the stream. Returns 0, or with
+ * *ret_complaint -EBADMSG  what a server has to end the connection for, or the client has ended it
+ * itself -ENOBUFS  more than the stream has room for. The frames behind are still read, since one
+ * that is malformed counts for more.
  */
 int frames_read(struct crypto_stream *stream, const uint8_t *payload, size_t length,
 	struct complaint *ret_complaint);

@@ -138,6 +138,8 @@ void held_remove(struct held_table *table, struct held *held)
 {
 	uint16_t *link = bucket_of(table, held->hash), number = number_of(table, held);
 
+	if (number == table->free)
+		return;
 	while (*link != number)
 		link = &table->place[*link].next;
 	*link = held->next;

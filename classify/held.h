@@ -70,7 +70,8 @@ void held_put(struct held_table *table, struct held *held, bool authentic, uint6
 void held_set_authentic(struct held_table *table, struct held *held, uint64_t now_nsec);
 /* The oldest; NULL: none. */
 struct held *held_oldest(const struct held_table *table, bool authentic);
-/* Lets it go: its memory is that of the next held_spare(). */
+/* Lets it go: its memory is that of the next held_spare(). Of the spare one: nothing is to be done.
+ */
 void held_remove(struct held_table *table, struct held *held);
 unsigned held_count(const struct held_table *table, bool authentic);
 

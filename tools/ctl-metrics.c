@@ -185,14 +185,14 @@ static void write_by_key(struct writer *writer, const struct place *place, const
 static void write_choices(struct writer *writer, const struct place *place)
 {
 	static const char *const keys[] = {"by_name", "by_suffix", "by_protocol", "no_name",
-		"no_match", "malformed", "too_slow", "too_many", NULL};
+		"no_match", "too_slow", "too_many", NULL};
 
 	write_by_key(writer, place, "choice", keys, json_object_get(place->share, "classifier"));
 }
 
 static void write_discards(struct writer *writer, const struct place *place)
 {
-	static const char *const keys[] = {"no_initial", "too_short", "looped", NULL};
+	static const char *const keys[] = {"no_initial", "too_short", "malformed", "looped", NULL};
 
 	write_by_key(writer, place, "reason", keys, json_object_get(place->share, "classifier"));
 }

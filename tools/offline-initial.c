@@ -97,7 +97,7 @@ static int add_discarded(json_t *answer, const struct flow *flow)
 		return 0;
 	if (json_object_set_new(answer, "discarded", json_integer(n)) < 0)
 		return -1;
-	if (flow->state == FLOW_MALFORMED)
+	if (flow->complaint.subject)
 		return 0;
 	return json_object_set_new(answer, "reason", json_string(flow->last_ignored));
 }
@@ -112,7 +112,7 @@ json_t *offline_initial_answer(const struct flow *flow)
 	snprintf(version, sizeof(version), "0x%08x", flow->version);
 	if (flow->state == FLOW_INCOMPLETE)
 		r |= json_object_set_new(answer, "missing", missing_value(flow));
-	if (flow->state == FLOW_MALFORMED)
+	if (complaint->subject)
 		r |= json_object_set_new(answer, "reason",
 			json_sprintf("%s %s (octet %zu of %s)", complaint->subject,
 				complaint->problem, complaint->octet, complaint->where));

@@ -96,7 +96,7 @@ static unsigned count_held(void)
 static uint64_t placed(void)
 {
 	return counted(SHARE_LOST) + counted(SHARE_LOOPED) + counted(SHARE_NO_INITIAL) +
-	       counted(SHARE_TOO_SHORT) + count_held();
+	       counted(SHARE_TOO_SHORT) + counted(SHARE_MALFORMED) + count_held();
 }
 
 /* What was taken is given back (lost here), held, or dropped for a reason that is counted. */
@@ -127,7 +127,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		size_t length = (size_t)data[2] << 8 | data[3];
 		uint8_t how = data[0], number = data[1], *datagram;
 		const uint8_t *octets = data + 4;
-		uint64_t before;
+		struct flow_set choices_before[CHOICE_SETS];
+		uint64_t before, malformed, lost;
 
 		size -= 4;
 		length = MIN(MIN(length, size), PAYLOAD_OCTETS);
@@ -146,7 +147,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		require(datagram != NULL);
 		memcpy(datagram, octets, length);
 		before = placed();
+		malformed = counted(SHARE_MALFORMED);
+		lost = counted(SHARE_LOST);
+		memcpy(choices_before, choices, sizeof(choices));
 		chooser_take(&chooser, &path, 0, datagram, length, now);
+		/* What is malformed reaches nothing but its counter. */
+		if (counted(SHARE_MALFORMED) > malformed)
+			require(counted(SHARE_LOST) == lost &&
+				memcmp(choices_before, choices, sizeof(choices)) == 0);
 		/* Nothing of it was authentic. */
 		forged += placed() == before && counted(SHARE_UNAUTHENTICATED) > forged;
 		free(datagram);

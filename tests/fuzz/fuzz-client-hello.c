@@ -52,8 +52,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	data += 2;
 	size -= 2;
 	r = client_hello_read(data, size, &whole, &whole_complaint);
-	check(r == 0 || r == -EAGAIN || r == -EBADMSG);
-	check((r == -EBADMSG) == (whole_complaint.subject != NULL));
+	check(r == 0 || r == -EAGAIN || r == -EBADMSG || r == -EMSGSIZE);
+	check((r == -EBADMSG || r == -EMSGSIZE) == (whole_complaint.subject != NULL));
 	if (r == 0)
 		check_complete(data, size, &whole);
 	if (r == -EBADMSG)

@@ -70,7 +70,8 @@ static void check_flow(const struct flow *flow)
 	check(flow->unopened >= flow->n_held);
 	check((flow->packets == 0) == (flow->n_keys == 0));
 	check(flow->packets > 0 || flow->state == FLOW_INCOMPLETE);
-	check((flow->state == FLOW_MALFORMED) == (flow->complaint.subject != NULL));
+	check((flow->state == FLOW_MALFORMED || flow->state == FLOW_TOO_MUCH) ==
+		(flow->complaint.subject != NULL));
 	if (flow->state != FLOW_COMPLETE)
 		return;
 	check(flow->hello.length <= crypto_stream_contiguous(&flow->stream));

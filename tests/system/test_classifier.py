@@ -239,20 +239,73 @@ def test_a_version_that_cannot_be_read(side, classifier, version):
     each.expect({"datagrams": 1, "no_name": 1, "resent": 1})
 
 
-def test_malformed_connections_go_to_the_default(side, classifier):
+PIECES = b"".join(quic_initials.crypto_frame(2 * n + 1, b"a") for n in range(64))
+MALFORMED = {
+    "no ClientHello": quic_initials.crypto_frame(0, b"\2" + bytes(200)),
+    "a length that TLS does not allow": quic_initials.crypto_frame(0, b"\1\0\0\x50" + b"\3" * 34 + b"\x21"),
+    "no such frame": b"\x1f",
+    "a frame of 1-RTT": b"\x08\0a",
+    "cut off": bytes(1160) + b"\x06\0\x44\0",
+    "a contradiction": quic_initials.crypto_frame(0, b"\1") + quic_initials.crypto_frame(0, b"\2"),
+    "beyond any offset": b"\x06" + b"\xff" * 8 + b"\1a",
+    "the client has closed it": b"\x1c\0\0\0",
+    "beyond a bound, and malformed": quic_initials.crypto_frame(16384, b"a") + b"\x1f"}
+TOO_MUCH = {
+    "beyond 16 KiB": quic_initials.crypto_frame(16384 - 10, bytes(11)),
+    "more than 64 pieces": PIECES + quic_initials.crypto_frame(200, b"a"),
+    "a longer ClientHello": quic_initials.crypto_frame(0, b"\1\0\x40\0")}
+
+
+def test_malformed_connections_reach_nobody(side, classifier):
+    """Authentic, and against the rules of QUIC or TLS: each is one more in a counter, no answer."""
     each = classifier()
-    flights = [quic_initials.initial(os.urandom(8), frames) for frames in (
-        quic_initials.crypto_frame(0, b"\2" + bytes(200)),          # no ClientHello
-        quic_initials.crypto_frame(16384 - 10, bytes(11)),          # beyond what is kept
-        b"\x1f",                                                    # no such frame
-        quic_initials.crypto_frame(0, b"\1") + quic_initials.crypto_frame(0, b"\2"),
-        b"".join(quic_initials.crypto_frame(2 * n + 1, b"a") for n in range(65)))]
+    flights = [quic_initials.initial(os.urandom(8), frames) for frames in MALFORMED.values()]
     with client_socket(side) as client:
         for datagram in flights:
             client.send(datagram)
-        assert [octets for octets, *_ in each.received(5)] == flights
-    assert [each.choice(dcid_of(datagram)) for datagram in flights] == [DEFAULT] * 5
-    each.expect({"datagrams": 5, "malformed": 5, "resent": 5})
+        each.expect({"datagrams": len(flights), "malformed": len(flights)})
+        # Nor does what belongs to one, for a second: before it, behind it, or as its client repeats it.
+        dcid = os.urandom(8)
+        flight = quic_initials.first_flight("shop.example", dcid, datagrams=3)
+        bad = quic_initials.initial(dcid, MALFORMED["no such frame"], 3)
+        early = quic_initials.zero_rtt(dcid)
+        for datagram in (early, flight[1], bad, flight[0], flight[2], early, bad):
+            client.send(datagram)
+        each.expect({"datagrams": len(flights) + 7, "malformed": len(flights) + 7})
+        # Somebody else's is none of it.
+        good = quic_initials.first_flight("shop.example")
+        client.send(good[0])
+        assert [octets for octets, *_ in each.received(1)] == good
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(2048)
+    assert each.n_choices() == 1
+
+
+def test_malformed_connections_of_a_second_ago_are_read_again(side, classifier):
+    """That its client sends the same again with everything in order is possible, and costs nothing."""
+    each = classifier()
+    dcid = os.urandom(8)
+    with client_socket(side) as client:
+        client.send(quic_initials.initial(dcid, MALFORMED["no such frame"]))
+        each.expect({"datagrams": 1, "malformed": 1})
+        time.sleep(1.6)
+        flight = quic_initials.first_flight("shop.example", dcid)
+        client.send(flight[0])
+        assert [octets for octets, *_ in each.received(1)] == flight
+    each.expect({"datagrams": 2, "malformed": 1, "by_name": 1, "resent": 1})
+
+
+def test_more_than_is_kept_goes_to_the_default(side, classifier):
+    """A server may have room where the classifier has none."""
+    each = classifier()
+    flights = [quic_initials.initial(os.urandom(8), frames) for frames in TOO_MUCH.values()]
+    with client_socket(side) as client:
+        for datagram in flights:
+            client.send(datagram)
+        assert [octets for octets, *_ in each.received(len(flights))] == flights
+    assert [each.choice(dcid_of(datagram)) for datagram in flights] == [DEFAULT] * len(flights)
+    each.expect({"datagrams": 3, "too_many": 3, "resent": 3})
 
 
 def test_64_initials_without_a_client_hello(side, classifier):
@@ -266,7 +319,8 @@ def test_64_initials_without_a_client_hello(side, classifier):
         for datagram in datagrams:
             client.send(datagram)
         assert [octets for octets, *_ in each.received(8)] == datagrams
-    each.expect({"datagrams": 8, "malformed": 1, "resent": 8})
+    assert each.choice(dcid) == DEFAULT
+    each.expect({"datagrams": 8, "too_many": 1, "resent": 8})
 
 
 @pytest.mark.parametrize("size, n", [(1200, 9), (1500, 9), (4000, 4)])

@@ -241,6 +241,7 @@ def test_shared_addresses_in_status_metrics_and_check(start_daemon, configuratio
         assert len(labels) == 14
         for name, sets in labels.items():
             assert sets == {table[name][1]}, name
-        assert len([1 for name, _ in found if name == "reuseportd_classifier_connections_total"]) == 8
+        assert len([1 for name, _ in found if name == "reuseportd_classifier_connections_total"]) == 7
+        assert value(found, "reuseportd_classifier_discarded_total", reason="malformed") == 0
     finally:
         plane.close()

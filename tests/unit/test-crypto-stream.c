@@ -272,19 +272,32 @@ static void test_frames_that_are_cut_off(void **state)
 static void test_what_is_wrong_with_a_crypto_frame(void **state)
 {
 	struct complaint complaint = {};
-	char pieces[5 * (CRYPTO_STREAM_RANGES + 1)];
 
 	crypto_stream_init(&stream);
 	assert_int_equal(FRAMES("\6\0\3abc\1\6\2\2Xd"), -EBADMSG);
 	assert_string_equal(complaint.problem, "contradicts what another one has at the offset");
 	assert_int_equal(complaint.octet, 7);
-	assert_int_equal(FRAMES("\1\6\x80\0\x40\0\1a"), -EBADMSG);
-	assert_string_equal(complaint.problem, "goes beyond octet 16384 of the handshake");
-	assert_int_equal(complaint.octet, 1);
 	assert_int_equal(FRAMES("\6\xff\xff\xff\xff\xff\xff\xff\xff\1a"), -EBADMSG);
-	assert_string_equal(complaint.problem, "goes beyond octet 16384 of the handshake");
+	assert_string_equal(complaint.problem, "goes beyond what an offset can be");
 	assert_int_equal(FRAMES("\6\0\xff\xff\xff\xff\xff\xff\xff\xff"), -EBADMSG);
 	assert_string_equal(complaint.problem, "is cut off");
+}
+
+static void test_more_than_there_is_room_for(void **state)
+{
+	struct complaint complaint = {};
+	char pieces[5 * (CRYPTO_STREAM_RANGES + 1)];
+
+	crypto_stream_init(&stream);
+	assert_int_equal(FRAMES("\1\6\x80\0\x40\0\1a\6\x80\1\x40\0\1a\1"), -ENOBUFS);
+	assert_string_equal(complaint.problem, "goes beyond octet 16384 of the handshake");
+	assert_int_equal(complaint.octet, 1);
+	/* The last offset that there is. */
+	assert_int_equal(FRAMES("\6\xff\xff\xff\xff\xff\xff\xff\xfe\1a"), -ENOBUFS);
+	/* What is malformed behind it counts for more. */
+	assert_int_equal(FRAMES("\1\6\x80\0\x40\0\1a\1\x08"), -EBADMSG);
+	assert_string_equal(complaint.problem, "has a type that no Initial may have");
+	assert_int_equal(complaint.octet, 9);
 
 	crypto_stream_init(&stream);
 	for (unsigned i = 0; i <= CRYPTO_STREAM_RANGES; i++) {
@@ -292,7 +305,8 @@ static void test_what_is_wrong_with_a_crypto_frame(void **state)
 
 		memcpy(pieces + sizeof(frame) * i, frame, sizeof(frame));
 	}
-	assert_int_equal(read_frames(pieces, sizeof(pieces), &complaint), -EBADMSG);
+	complaint = (struct complaint){};
+	assert_int_equal(read_frames(pieces, sizeof(pieces), &complaint), -ENOBUFS);
 	assert_string_equal(complaint.problem, "is one piece too many, with gaps between them");
 	assert_int_equal(complaint.octet, 5 * CRYPTO_STREAM_RANGES);
 }
@@ -309,6 +323,7 @@ int main(void)
 		cmocka_unit_test(test_every_other_frame_is_a_mistake),
 		cmocka_unit_test(test_frames_that_are_cut_off),
 		cmocka_unit_test(test_what_is_wrong_with_a_crypto_frame),
+		cmocka_unit_test(test_more_than_there_is_room_for),
 	};
 
 	return cmocka_run_group_tests_name("crypto-stream", tests, NULL, NULL);

@@ -423,11 +423,16 @@ static void test_another_source_connection_id_is_ignored(void **state)
 	assert_int_equal(feed_crypto(&s, 20, hello.length - 20), FLOW_COMPLETE);
 }
 
-static void check_malformed(const char *subject, const char *problem)
+static void check_over(enum flow_state state, const char *subject, const char *problem)
 {
-	assert_int_equal(flow.state, FLOW_MALFORMED);
+	assert_int_equal(flow.state, state);
 	assert_string_equal(flow.complaint.subject, subject);
 	assert_string_equal(flow.complaint.problem, problem);
+}
+
+static void check_malformed(const char *subject, const char *problem)
+{
+	check_over(FLOW_MALFORMED, subject, problem);
 }
 
 static void test_overlaps_and_contradictions(void **state)
@@ -470,8 +475,24 @@ static void test_authentic_and_malformed(void **state)
 	feed_payload(&s, "\x1c\0\0\0", 4);
 	check_malformed("the client", "has closed the connection");
 	begin_flow();
+	feed_payload(&s, "\6\x80\1\0\0\1a\x08", 8);
+	check_malformed("a frame", "has a type that no Initial may have");
+}
+
+/* Nothing that a client may not do, but no answer can be had. */
+static void test_more_than_is_kept_of_one(void **state)
+{
+	struct seal s = client;
+
+	begin_flow();
 	feed_payload(&s, "\6\x80\1\0\0\1a", 7);
-	check_malformed("a CRYPTO frame", "goes beyond octet 16384 of the handshake");
+	check_over(FLOW_TOO_MUCH, "a CRYPTO frame", "goes beyond octet 16384 of the handshake");
+	begin_flow();
+	feed_payload(&s, "\6\0\4\1\0\x3f\xfd", 7);
+	check_over(FLOW_TOO_MUCH, "the message", "is longer than 16384 octets");
+	/* That stays, whatever comes. */
+	feed_payload(&s, "\1\x08\0\0", 4);
+	check_over(FLOW_TOO_MUCH, "the message", "is longer than 16384 octets");
 }
 
 /* Of reserved bits a server says that the packet is authentic and wrong; here it does not count. */
@@ -497,7 +518,7 @@ static void test_clients_that_never_finish(void **state)
 	for (unsigned i = 1; i < FLOW_PACKETS_MAX; i++)
 		assert_int_equal(feed_crypto(&s, 0, 20), FLOW_INCOMPLETE);
 	feed_crypto(&s, 0, 20);
-	check_malformed("the ClientHello", "is not complete after 64 Initials");
+	check_over(FLOW_TOO_MUCH, "the ClientHello", "is not complete after 64 Initials");
 	assert_int_equal(flow.complaint.octet, 20);
 }
 
@@ -548,6 +569,7 @@ int main(void)
 		cmocka_unit_test(test_another_source_connection_id_is_ignored),
 		cmocka_unit_test(test_overlaps_and_contradictions),
 		cmocka_unit_test(test_authentic_and_malformed),
+		cmocka_unit_test(test_more_than_is_kept_of_one),
 		cmocka_unit_test(test_reserved_bits_are_ignored),
 		cmocka_unit_test(test_clients_that_never_finish),
 		cmocka_unit_test(test_datagrams_without_an_initial),
