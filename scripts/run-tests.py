@@ -179,7 +179,7 @@ class Tests:
             return
         # Says itself what is wrong; the tests that need its tree are then skipped, and say why.
         if os.geteuid() == 0:
-            for tree in ("trixie", "systemd-bookworm", "systemd-trixie", "debian-bookworm"):
+            for tree in ("trixie", "systemd-bookworm", "systemd-trixie", "debian-bookworm", "promtool"):
                 run([ROOT / "scripts" / "test-host", tree], 900, quiet=False)
         with tempfile.TemporaryDirectory() as temporary:
             report = pathlib.Path(temporary) / "report.xml"

@@ -24,12 +24,12 @@ GTLSCLIENT = "gtlsclient"
 DEADLINE = 90  # seconds; of dozens of programs that share the machine's processors
 
 
-def missing():
+def missing(name="trixie"):
     """Why the tree can't be used, or None; makes it first when it is not there."""
-    made = subprocess.run([str(harness.ROOT / "scripts" / "test-host")], capture_output=True,
+    made = subprocess.run([str(harness.ROOT / "scripts" / "test-host"), name], capture_output=True,
                           text=True, stdin=subprocess.DEVNULL, timeout=900, check=False)
     if made.returncode:
-        return f"no Debian 13 tree: {made.stderr.strip()[-400:]}"
+        return f"no tree {name}: {made.stderr.strip()[-400:]}"
     return None
 
 

@@ -8,12 +8,11 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
 import tempfile
 
 import harness
+import hosts
 
-HOSTS = pathlib.Path(os.environ.get("REUSEPORT_TEST_HOSTS", "/var/cache/reuseportd-tests"))
 UNITS = "/etc/systemd/system"
 EXAMPLES = "/usr/share/doc/reuseportd/examples"
 BOOT_SECONDS = 60
@@ -54,11 +53,9 @@ class Machine:
             raise
 
     def make_tree(self):
-        made = subprocess.run([str(harness.ROOT / "scripts" / "test-host"), self.name],
-                              capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900,
-                              check=False)
-        if made.returncode:
-            raise CannotBoot(made.stderr.strip()[-400:])
+        why = hosts.missing(self.name)
+        if why:
+            raise CannotBoot(why)
         if not shutil.which("systemd-nspawn"):
             raise CannotBoot("systemd-nspawn is missing (package systemd-container)")
 
@@ -86,7 +83,7 @@ class Machine:
         self.log = self.directory / "console"
         self.process = harness.Process(
             ["unshare", "--mount", "sh", "-c", BOOT, "boot", mounts, self.destination,
-             HOSTS / self.name], self.log)
+             hosts.HOSTS / self.name], self.log)
         try:
             self.pid = harness.poll_until(self.find_init, "PID 1", BOOT_SECONDS, 0.05)
             harness.poll_until(self.is_up, "systemd is up", BOOT_SECONDS, 0.1)
