@@ -52,10 +52,20 @@ INSTALLED = (
 class Results:
     def __init__(self):
         self.counts = collections.Counter(passed=0, failed=0, skipped=0)
+        self.failures = []  # texts
 
-    def add(self, name, passed=0, failed=0, skipped=0):
+    def add(self, name, passed=0, failed=0, skipped=0, failures=()):
+        """failures: what there is to say of those that failed."""
         self.counts.update(passed=passed, failed=failed, skipped=skipped)
         print(f"-- {name}: {passed} passed, {failed} failed, {skipped} skipped", flush=True)
+        if failed:
+            self.failures.append(f"-- {name}: {failed} failed")
+            self.failures.extend(failures)
+
+    def print_failures(self):
+        """Once more, at the end of a long output."""
+        if self.failures:
+            print("== failures", *self.failures, sep="\n", flush=True)
 
     def one(self, name, good):
         self.add(name, passed=int(good), failed=int(not good))
@@ -82,6 +92,30 @@ def run(arguments, timeout, environment=None, quiet=True):
         sys.stdout.write(result.stdout.decode(errors="replace"))
         print(f"status {result.returncode}: {' '.join(arguments)}", flush=True)
     return result.returncode
+
+
+def last_lines(text):
+    return "\n".join("    " + line for line in text.rstrip().splitlines()[-15:])
+
+
+def describe(case, problem):
+    """
+    A test that failed, from pytest's report: what was raised, where in the test, where in what it
+    called, and the last that each program said.
+    """
+    trace = problem.text or ""
+    raised = re.findall(r"^E +(.*)$", trace, re.MULTILINE) or [problem.get("message") or "no message"]
+    frames = re.findall(r"^(tests/system/\w+\.py:\d+): ", trace, re.MULTILINE)
+    places = [frame for frame in frames if "/test_" in frame][-1:] + frames[-1:]
+    output = "".join(each.text or "" for each in case.iter("system-out"))
+    output = re.sub(r"^-+ Captured Out -+$", "", output, flags=re.MULTILINE).strip()
+    said = re.findall(r"^--- (\S.* said:)\n(.*?)--- end$", output, re.MULTILINE | re.DOTALL)
+    lines = [f"{case.get('classname')}::{case.get('name')} ({problem.tag})",
+             *(f"    {line}" for line in raised[:6]),
+             "    at " + ", ".join(dict.fromkeys(places or ["an unknown place"]))]
+    for who, text in said or [("output:", output)] * bool(output):
+        lines += [f"  {who}", last_lines(text)]
+    return "\n".join(lines)
 
 
 class Tests:
@@ -146,6 +180,7 @@ class Tests:
                      {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS":
                       "halt_on_error=1:print_stacktrace=1"})
         passed = failed = skipped = 0
+        failures = []
         lines = log.read_text().splitlines() if log.exists() else []
         for line in lines:
             program = json.loads(line)
@@ -159,9 +194,12 @@ class Tests:
                 print(f"{program['name']}: {program['result']}, {len(cases)} cases seen")
                 bad = 1
             failed += bad
+            if bad:
+                said = (program.get("stdout") or "") + (program.get("stderr") or "")
+                failures.append(f"{program['name']} ({program['result']})\n{last_lines(said)}")
         if not failed and (status or not lines):
             failed = 1
-        self.results.add(title, passed, failed, skipped)
+        self.results.add(title, passed, failed, skipped, failures)
 
     def run_unit(self):
         self.unit("gcc", "unit tests")
@@ -184,7 +222,8 @@ class Tests:
         with tempfile.TemporaryDirectory() as temporary:
             report = pathlib.Path(temporary) / "report.xml"
             status = run(["/usr/bin/python3", "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rsfE",
-                          f"--junitxml={report}", "tests/system"], 5400,
+                          "--durations=20", f"--junitxml={report}", "-o", "junit_logging=system-out",
+                          "tests/system"], 5400,
                          {"REUSEPORT_BUILD": str(directory)}, quiet=False)
             if not report.exists():
                 self.results.add("system tests", failed=1)
@@ -196,7 +235,10 @@ class Tests:
         # Status 5: no test was collected.
         if not failed and status:
             failed = 1
-        self.results.add("system tests", max(total - failures - errors - skipped, 0), failed, skipped)
+        problems = [describe(case, problem) for suite in suites for case in suite.iter("testcase")
+                    for problem in case if problem.tag in ("failure", "error")]
+        self.results.add("system tests", max(total - failures - errors - skipped, 0), failed, skipped,
+                         problems)
 
     def run_fuzz(self):
         sources = sorted((ROOT / "tests" / "fuzz").glob("fuzz-*.c"))
@@ -260,6 +302,7 @@ def main():
         if "all" in wanted or name in wanted:
             print(f"== {name}", flush=True)
             step(tests)
+    tests.results.print_failures()
     counts = tests.results.counts
     print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped", flush=True)
     return 1 if counts["failed"] or not counts["passed"] else 0

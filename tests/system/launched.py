@@ -108,7 +108,7 @@ def launch(tmp_path):
     yield start
     for each in running:
         each.process.stop()
-        print(f"--- {each.name} said:\n{each.process.output()}---")
+        print(f"--- {each.name} said:\n{each.process.output()}--- end")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def processes():
     yield running
     for each in running:
         each.stop()
-        print(f"--- said:\n{each.output()[-3000:]}---")
+        print(f"--- {each.log.name} said:\n{each.output()[-3000:]}--- end")
 
 
 @pytest.fixture
