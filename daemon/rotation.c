@@ -8,7 +8,6 @@
  * they are decoded as long as it lives. What is kept for that is a number for each rotation: IDs of
  * registrations only grow, so one that came later than the rotation never had the key before it.
  */
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -42,16 +41,6 @@ static void tell_workers(struct listener *listener)
 			client_send_keys(r->client);
 }
 
-static int _printf_(3, 4) refuse(char **ret_error, int error, const char *format, ...)
-{
-	va_list arguments;
-
-	va_start(arguments, format);
-	*ret_error = format_list(format, arguments);
-	va_end(arguments);
-	return error;
-}
-
 static uint32_t foreign_rotations(const struct listener *listener)
 {
 	const struct share *share = listener->share;
@@ -77,21 +66,21 @@ int listener_settle_keys(
 	if (!keys->given) {
 		result = keys_avoid_foreign(keys);
 		if (result == -EBUSY)
-			return refuse(ret_error, result,
+			return format_error(ret_error, result,
 				"no rotation of connection IDs is free for listener '%s' of service "
 				"'%s': the other services of the share %s have all %d; one that "
 				"changes its key needs two until the workers that had the old one "
 				"have ended",
 				name, service, share, KEYS_MAX);
 		return result < 0
-			       ? refuse(ret_error, result,
+			       ? format_error(ret_error, result,
 					 "cannot keep the key of listener '%s' of service '%s': %s",
 					 name, service, strerror(-result))
 			       : 0;
 	}
 	for (unsigned i = 0; i < KEYS_MAX; i++)
 		if (keys->valid[i] && keys->foreign & 1u << i)
-			return refuse(ret_error, -EEXIST,
+			return format_error(ret_error, -EEXIST,
 				"rotation %u in %s (listener '%s' of service '%s') is in use by "
 				"another service of the share %s: each needs rotations of its own",
 				i,
@@ -108,13 +97,13 @@ static int check_rotation(const struct listener *listener, bool named, char **re
 	unsigned n_valid = 0;
 
 	if (listener->config->cid_mode != CID_QUIC_LB)
-		return named ? refuse(ret_error, -EOPNOTSUPP,
+		return named ? format_error(ret_error, -EOPNOTSUPP,
 				       "listener '%s' of service '%s' has no key to rotate: it is "
 				       "not ConnectionID=quic-lb",
 				       name, service)
 			     : 0;
 	if (listener->keys->given)
-		return refuse(ret_error, -EOPNOTSUPP,
+		return format_error(ret_error, -EOPNOTSUPP,
 			"the keys of listener '%s' of service '%s' come from %s: change them there "
 			"and reload",
 			name, service,
@@ -123,13 +112,13 @@ static int check_rotation(const struct listener *listener, bool named, char **re
 	for (unsigned i = 0; i < KEYS_MAX; i++)
 		n_valid += listener->keys->valid[i] || listener->keys->foreign & 1u << i;
 	if (n_valid == KEYS_MAX && listener->keys->foreign)
-		return refuse(ret_error, -EBUSY,
+		return format_error(ret_error, -EBUSY,
 			"all %d rotations of the share %s are in use, so listener '%s' of service "
 			"'%s' can't change its key now: some are of keys that workers still have; "
 			"replace or drain those first",
 			KEYS_MAX, listener->config->share, name, service);
 	if (n_valid == KEYS_MAX)
-		return refuse(ret_error, -EBUSY,
+		return format_error(ret_error, -EBUSY,
 			"all %d rotations of listener '%s' of service '%s' are in use, since "
 			"workers live that had the oldest key; replace or drain them first",
 			KEYS_MAX, name, service);
@@ -148,7 +137,7 @@ static int rotate(struct listener *listener, char **ret_error)
 	int result = keys_rotate(listener->keys);
 
 	if (result < 0)
-		return refuse(ret_error, result,
+		return format_error(ret_error, result,
 			"cannot keep a new key for listener '%s' of service '%s': %s%s",
 			listener->config->name, listener->service->config->name, strerror(-result),
 			result == -ESTALE ? " (its file was changed by another process; restart "
@@ -184,10 +173,10 @@ int service_rotate_keys(
 		n += (unsigned)result;
 	}
 	if (name && !found)
-		return refuse(ret_error, -ENOENT, "service '%s' has no listener '%s'",
+		return format_error(ret_error, -ENOENT, "service '%s' has no listener '%s'",
 			service->config->name, name);
 	if (!n)
-		return refuse(ret_error, -EOPNOTSUPP,
+		return format_error(ret_error, -EOPNOTSUPP,
 			"service '%s' has no listener with ConnectionID=quic-lb",
 			service->config->name);
 	for (size_t i = 0; i < service->n_listeners; i++) {

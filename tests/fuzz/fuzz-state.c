@@ -4,6 +4,8 @@
  * state_check() lets pass is read by code that looks no further, so it is read here as well.
  */
 #include "daemon/config.c"
+#include "daemon/keys-disk.c"
+#include "daemon/keys-state.c"
 #include "daemon/keys.c"
 #include "daemon/key-file.c"
 #include "daemon/state-check.c"

@@ -30,6 +30,7 @@ static inline int counted_renameat(int from_fd, const char *from, int to_fd, con
 
 #define time(x) fake_time()
 #define renameat counted_renameat
+#include "daemon/keys-disk.c"
 #include "daemon/keys.c"
 #undef renameat
 #undef time

@@ -3,6 +3,7 @@
  * Keys that a file gives: what becomes of them beside those of the state, and each mistake by its
  * line.
  */
+#include "common/hex.h"
 #include "tests/unit/keys-fixture.h"
 
 static void write_key_file(const struct directory *directory, const char *text)
@@ -115,7 +116,7 @@ static void a_given_key_without_its_state_repeats_no_prefix(void **state)
 static void the_state_remembers_64_keys_and_no_more(void **state)
 {
 	const struct directory *directory = *state;
-	_cleanup_(json_freep) json_t *root = NULL;
+	json_auto_t *root = NULL;
 	_cleanup_free_ char *text = NULL;
 
 	for (unsigned i = 0; i < 70; i++) {

@@ -138,7 +138,7 @@ static void a_damaged_state_is_refused_and_stays(void **state)
 static void a_state_that_is_no_json_is_refused_with_its_line(void **state)
 {
 	const struct directory *directory = *state;
-	_cleanup_free_ char *large = calloc(1, STATE_OCTETS_MAX);
+	_cleanup_free_ char *large = calloc(1, FILE_OCTETS_MAX);
 
 	write_text(directory->state, 0600, "{\"format\": 1,\n\"current\": 0", 26);
 	assert_refused(directory, NULL, -EBADMSG,
@@ -148,7 +148,7 @@ static void a_state_that_is_no_json_is_refused_with_its_line(void **state)
 	assert_refused(directory, NULL, -EBADMSG,
 		"@/" STATE ":1: '[' or '{' expected near end of file; restore it, or move it away "
 		"to begin with a new key");
-	write_text(directory->state, 0600, large, STATE_OCTETS_MAX);
+	write_text(directory->state, 0600, large, FILE_OCTETS_MAX);
 	assert_refused(directory, NULL, -EBADMSG, "@/" STATE " is longer than any state of keys");
 	assert_int_equal(n_renames, 0);
 }

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include "common/hex.h"
 #include "tests/unit/keys-fixture.h"
 
 static void the_next_start_finds_the_key_of_the_first(void **state)

@@ -5,6 +5,8 @@
  */
 #include "daemon/config.c"
 #include "daemon/key-file.c"
+#include "daemon/keys-disk.c"
+#include "daemon/keys-state.c"
 #include "daemon/keys.c"
 #include "daemon/state-check.c"
 #include "daemon/state-config.c"
