@@ -131,6 +131,17 @@ def in_child(function, uid=None, gid=None):
     return value
 
 
+def freeze(pid):
+    """SIGSTOP, and back when the process does nothing any more: a signal is on its way for a while."""
+    def stands_still():
+        states = [stat.read_text().rpartition(")")[2].split()[0]
+                  for stat in pathlib.Path(f"/proc/{pid}/task").glob("*/stat")]
+        return set(states) == {"T"}
+
+    os.kill(pid, signal.SIGSTOP)
+    poll_until(stands_still, f"{pid} stands still", interval=0.001)
+
+
 def close_inherited(keep):
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:

@@ -68,7 +68,7 @@ def test_launcher_killed_while_it_answers(daemon, adopt):
         serve([s], "one")
         """)
     pid = one.told()["pid"]
-    os.kill(daemon.pid, signal.SIGSTOP)
+    harness.freeze(daemon.pid)
     try:
         one.go()
         harness.poll_until(lambda: system_call(pid)[0] == SYS_bind, "it waits in bind()")

@@ -131,7 +131,7 @@ class Asking:
         self.pid = self.server.told()["pid"]
 
     def __enter__(self):
-        os.kill(self.daemon.pid, signal.SIGSTOP)
+        harness.freeze(self.daemon.pid)
         self.server.go()
         harness.poll_until(lambda: system_call(self.pid)[0] == SYS_bind, "it waits in bind()")
         return self.server

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """What reuseportctl shows of a worker that does not keep up, and of strangers; and kick."""
 import json
-import os
 import re
-import signal
 
 import harness
 from terminal import Terminal
@@ -90,7 +88,7 @@ def test_top_sorts_by_queue_and_marks_a_full_one(start_daemon, configuration):
 def test_kick_moves_what_waits(start_daemon, configuration):
     daemon = start(start_daemon, configuration, "--net-admin")
     hanging = daemon.worker_process(instance="hanging")
-    os.kill(hanging.pid, signal.SIGSTOP)
+    harness.freeze(hanging.pid)
     clients = [harness.tcp_client(("127.0.0.1", PORT), b"request %d\n" % i) for i in range(5)]
     harness.poll_until(lambda: queue_of(daemon, hanging.slot) == 5, "five wait")
     other = daemon.worker(instance="other")

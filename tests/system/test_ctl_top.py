@@ -185,7 +185,7 @@ def test_top_sorts(daemon, top):
 def test_top_goes_on_when_the_daemon_does(daemon, top):
     terminal = top()
     terminal.wait_for("web@1", "the picture")
-    daemon.process.send_signal(signal.SIGSTOP)
+    harness.freeze(daemon.pid)
     terminal.wait_for(lambda text: "did not answer in time" in " ".join(text.split()),
                       "says that it hangs")
     assert worker_line(terminal.text(), "web@1"), "what was known stays"

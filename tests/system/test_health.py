@@ -110,7 +110,7 @@ def test_a_stopped_server_gets_nothing_new_until_it_goes_on(daemon, servers):
     hanging, *others = servers(4)
     with Monitor(daemon) as monitor:
         monitor.snapshot()
-        os.kill(hanging.pid, signal.SIGSTOP)
+        harness.freeze(hanging.pid)
         waiting, answered = connect_until(daemon, hanging.slot, 3)
         assert set(answers(answered)) <= {server.slot for server in others}
         wait_stalled(daemon, {hanging.slot})
@@ -147,7 +147,7 @@ def test_when_all_stand_still_nobody_is_stalled(daemon):
 def test_one_that_hangs_is_better_than_nobody(daemon, servers):
     (hanging,) = servers(1)
     other = daemon.worker()
-    os.kill(hanging.pid, signal.SIGSTOP)
+    harness.freeze(hanging.pid)
     waiting = []
     while not any(w["sockets"][0]["queue"] for w in daemon.status("web")["workers"]
                   if w["slot"] == hanging.slot):
@@ -166,7 +166,7 @@ def test_one_that_hangs_is_better_than_nobody(daemon, servers):
 
 def test_reload_without_the_key_makes_it_get_connections(daemon, servers, service):
     hanging, *_ = servers(3)
-    os.kill(hanging.pid, signal.SIGSTOP)
+    harness.freeze(hanging.pid)
     waiting, answered = connect_until(daemon, hanging.slot, 1)
     wait_stalled(daemon, {hanging.slot})
     service(f"ListenStream=127.0.0.1:{PORT}", "StallTimeoutSec=infinity")

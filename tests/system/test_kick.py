@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Kick: what waits for a worker that hangs is taken from it, and answered by others."""
 import errno
-import os
-import signal
 
 import pytest
 
@@ -36,7 +34,7 @@ def test_another_worker_answers_what_waited_for_one_that_hangs(start_daemon, fam
     daemon = start(start_daemon, host, "--net-admin")
     assert "net-admin" in daemon.status()["daemon"]["features"]
     hanging = daemon.worker_process(instance="hanging")
-    os.kill(hanging.pid, signal.SIGSTOP)
+    harness.freeze(hanging.pid)
     clients = connect(N, host)
     harness.poll_until(lambda: queues(daemon) == {hanging.slot: N}, "all to wait for the one that hangs")
     other = daemon.worker(instance="other")
@@ -60,7 +58,7 @@ def test_another_worker_answers_what_waited_for_one_that_hangs(start_daemon, fam
 def test_with_nobody_else_it_waits_in_the_standby(start_daemon):
     daemon = start(start_daemon, "127.0.0.1", "--net-admin")
     hanging = daemon.worker_process(instance="hanging")
-    os.kill(hanging.pid, signal.SIGSTOP)
+    harness.freeze(hanging.pid)
     clients = connect(N)
     harness.poll_until(lambda: queues(daemon) == {hanging.slot: N}, "all to wait for the one that hangs")
     assert daemon.call("Kick", worker=hanging.slot) == {"kicked": 1, "sockets": 1}

@@ -52,7 +52,7 @@ class Stopped:
         self.daemon = daemon
 
     def __enter__(self):
-        os.kill(self.daemon.pid, signal.SIGSTOP)
+        harness.freeze(self.daemon.pid)
 
     def __exit__(self, *_):
         os.kill(self.daemon.pid, signal.SIGCONT)

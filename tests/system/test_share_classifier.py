@@ -167,7 +167,7 @@ def test_without_one_everything_new_is_the_defaults(share, configuration):
 def test_one_that_stands_still_is_replaced(share):
     p = share()
     pid = wait_classifier(p)
-    os.kill(pid, signal.SIGSTOP)
+    harness.freeze(pid)
     other = wait_classifier(p, [pid])
     harness.poll_until(lambda: send(p, NAMES) == RIGHT, "it chooses", interval=0.1)
     assert other != pid and state_of(pid) is None

@@ -166,7 +166,7 @@ def test_what_comes_to_the_standby_while_a_worker_is_active_moves_on(start_daemo
     """
     daemon = start_daemon("--listen", f"web=tcp://127.0.0.1:{PORT}")
     worker = daemon.worker()
-    os.kill(daemon.pid, signal.SIGSTOP)
+    harness.freeze(daemon.pid)
     try:
         worker.socket.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 1)
         clients = []

@@ -4,7 +4,6 @@ The installed units under a real systemd as PID 1, of Debian 12 (252) and Debian
 service, mistakes that an operator sees, the journal, least privilege, and a server unit behind it.
 """
 import json
-import os
 import re
 import subprocess
 import time
