@@ -3,8 +3,10 @@
 import json
 import socket
 
+from patience import PATIENCE
+
 INTERFACE = "io.reuseport.Control"
-TIMEOUT = 30
+TIMEOUT = 30 * PATIENCE
 
 
 class ControlError(Exception):

@@ -19,6 +19,7 @@ import time
 import traceback
 
 from control_client import Control
+from patience import PATIENCE
 from worker_protocol import Worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,8 +31,6 @@ LIBRARY = BUILD / "client-lib" / "libreuseport.so.0"
 
 USER = "reuseport"
 KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
-# How much longer than on a machine of its own anything may take: scripts/test-kernels emulates one.
-PATIENCE = int(os.environ.get("REUSEPORT_TEST_PATIENCE", "1"))
 DEADLINE = 30 * PATIENCE  # seconds; a limit for what hangs, never a measure of speed
 
 CLONE_NEWNET = 0x40000000
@@ -61,7 +60,7 @@ def wait_readable(objects, seconds):
 
 
 def run(*arguments, check=True, **options):
-    options.setdefault("timeout", 60)
+    options.setdefault("timeout", 60 * PATIENCE)
     options.setdefault("capture_output", True)
     options.setdefault("text", True)
     result = subprocess.run([str(a) for a in arguments], **options)

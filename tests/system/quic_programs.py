@@ -100,9 +100,13 @@ class QuicServer:
 
 
 class QuicClient:
-    """A run of the client. Its phases: wait_ready(), then go()."""
+    """
+    A run of the client. Its phases: wait_ready(), then go(). timeout: in seconds, on a machine of its
+    own.
+    """
 
-    def __init__(self, address, *arguments, timeout=harness.DEADLINE):
+    def __init__(self, address, *arguments, timeout=30):
+        timeout *= harness.PATIENCE
         command = [QUIC_CLIENT, *address, "--timeout", timeout, *arguments]
         self.timeout = timeout
         self.process = subprocess.Popen([str(a) for a in command], stdin=subprocess.PIPE,

@@ -21,7 +21,7 @@ class Servers:
         self.place = place
         self.running = {}
         self.processes = []
-        for name in ("h3_server.py", "worker_protocol.py"):
+        for name in ("h3_server.py", "worker_protocol.py", "patience.py"):
             shutil.copy(hosts.SYSTEM_TESTS / name, place.directory / name)
             (place.directory / name).chmod(0o644)
 

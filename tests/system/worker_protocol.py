@@ -10,6 +10,8 @@ import os
 import socket
 import struct
 
+from patience import PATIENCE
+
 MAGIC = 0x44505552
 VERSION = 1
 
@@ -47,7 +49,7 @@ ADOPT_FORMAT = struct.Struct("<IHHII")
 TCP, UDP, QUIC = 1, 2, 3
 CID_QUIC_LB, CID_QUIC_LB_PLAIN, CID_REGISTERED, CID_NGINX, CID_OPAQUE = 1, 2, 3, 4, 5
 
-TIMEOUT = 30  # seconds for one answer; generous, the machine may be busy
+TIMEOUT = 30 * PATIENCE  # seconds for one answer; generous, the machine may be busy
 
 
 def text(octets):
