@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-FILE_SECONDS = 1800  # for one file of tests: others are to have their turn
+FILE_SECONDS = 600  # for one file of tests: others are to have their turn
 TRIES = 2  # of a test during which the machine ended
 
 
