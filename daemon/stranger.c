@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "bpf/share_layout.h"
 #include "common/util.h"
 #include "daemon/event.h"
 #include "daemon/group.h"
@@ -54,14 +55,15 @@ static size_t add_own(uint64_t *cookies, size_t n, int fd)
 }
 
 /*
- * Cookies of the sockets that belong there, sorted: workers' of all services on the address, and
- * what stands at the slot of the next one. NULL: no memory.
+ * Cookies of the sockets that belong there, sorted: workers' of all services on the address, what
+ * stands at the slot of the next one, and the classifier's, of which the group alone knows. NULL:
+ * no memory.
  */
 static uint64_t *collect_members(const struct listener *listener, size_t *ret_n)
 {
 	const struct manager *manager = listener->service->manager;
 	const struct group *group = listener->group;
-	uint64_t *cookies = calloc(SLOT_COUNT + 2, sizeof(*cookies));
+	uint64_t *cookies = calloc(SLOT_COUNT + 3, sizeof(*cookies));
 	size_t n = 0;
 
 	if (!cookies)
@@ -69,6 +71,8 @@ static uint64_t *collect_members(const struct listener *listener, size_t *ret_n)
 	for (uint32_t slot = 0; slot < SLOT_COUNT; slot++)
 		if (manager->slots[slot] || manager->reserved[slot])
 			n += group_has_socket(group, (uint16_t)slot, &cookies[n]);
+	if (group->whole->share)
+		n += group_has_socket(group, INDEX_CLASSIFIER, &cookies[n]);
 	n = add_own(cookies, n, group->whole->sink);
 	n = add_own(cookies, n, group->standby);
 	qsort(cookies, n, sizeof(*cookies), compare_numbers);

@@ -159,11 +159,16 @@ def test_joining_and_draining_workers_are_none(start_daemon):
     assert warnings(daemon) == []
 
 
-def test_workers_of_other_services_of_a_share_are_none(start_daemon, configuration):
-    p = SharePlane(start_daemon, configuration, {"shop": "MatchServerName=shop.example", "api": "MatchDefault=yes"})
+def test_workers_of_other_services_of_a_share_and_its_classifier_are_none(start_daemon, configuration):
+    """Nor is the classifier of the program before, which ends."""
+    p = SharePlane(start_daemon, configuration, {"shop": "MatchServerName=shop.example", "api": "MatchDefault=yes"},
+                   classifier=harness.BUILD / "classify" / "reuseport-classify")
     try:
         p.worker("shop")
         p.worker("api")
         assert strangers(p.daemon, "shop") == strangers(p.daemon, "api") == []
+        p.daemon.ctl("reexec")
+        assert strangers(p.daemon, "shop") == strangers(p.daemon, "api") == []
+        assert warnings(p.daemon) == []
     finally:
         p.close()
