@@ -12,7 +12,12 @@ import time
 import pytest
 
 import harness
+import quic_initials
+import quic_packets as quic
 import worker_protocol as proto
+from quic_plane import Plane
+from share_plane import SharePlane
+from store import KeptDaemon, StoredDaemon
 
 PORT = 8080
 ADDRESS = ("127.0.0.1", PORT)
@@ -216,3 +221,124 @@ def test_tcp_connections_follow_it_too(start_daemon):
         harness.close_all(clients)
     assert sum(got) == 2000
     assert 383 <= got[0] <= 617, got
+
+
+QUARTER, HALF = (835, 1165), (1800, 2200)  # of 4,000, with six standard deviations
+
+
+def among(where, workers):
+    """How many of the 4,000 each of two got; nobody else got any."""
+    got = [sum(each is worker for each in where) for worker in workers]
+    assert sum(got) == len(where) == 4000
+    return got
+
+
+@pytest.mark.parametrize("mode", ["quic-lb", "quic-lb-plain", "registered", "nginx"])
+def test_new_quic_connections_follow_it(plane, mode):
+    """Those that exist stay where they are, whatever is said."""
+    p = plane(mode)
+    workers = [p.worker(f"w{i}") for i in range(2)]
+    for each in workers:
+        share(each)
+    workers[0].set_load(900)
+    workers[1].set_load(100)
+    wait_loads(p.daemon, workers, [900, 100], "web")
+    packets = [quic.initial(dcid) for dcid in quic.unknown_ids(4000)]
+    before = p.where(packets)
+    got = among(before, workers)
+    assert QUARTER[0] <= got[0] <= QUARTER[1], got
+    workers[0].set_load(0)
+    workers[1].set_load(1000)
+    wait_loads(p.daemon, workers, [0, 1000], "web")
+    assert p.where(packets) == before
+    got = among(p.where([quic.initial(dcid) for dcid in quic.unknown_ids(4000)]), workers)
+    assert QUARTER[0] <= got[1] <= QUARTER[1], got
+    # What has an ID goes to its worker, which is told to be full.
+    assert p.where([quic.short_packet(cid) for cid in p.ids(workers[1], 50)]) == [workers[1]] * 50
+
+
+@pytest.fixture
+def stored_start(netns, request):
+    daemons = []
+
+    def start(*arguments):
+        daemons.append(request.param(arguments))
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        try:
+            if daemon.alive():
+                assert daemon.stop() == 0
+        finally:
+            daemon.cleanup()
+
+
+both = pytest.mark.parametrize("stored_start", [StoredDaemon, KeptDaemon], indirect=True, ids=["systemd", "keeper"])
+
+
+@both
+def test_quic_connections_follow_it_when_the_daemon_was_killed(stored_start, configuration):
+    """By what was said last while there is none, and by what is said then as soon as there is."""
+    p = Plane(stored_start, configuration)
+    try:
+        workers = [p.worker(f"w{i}") for i in range(2)]
+        for each in workers:
+            share(each)
+        workers[0].set_load(900)
+        workers[1].set_load(100)
+        wait_loads(p.daemon, workers, [900, 100], "web")
+        p.daemon.die()
+        workers[0].set_load(0)  # nobody reads that yet
+        packets = [quic.initial(dcid) for dcid in quic.unknown_ids(4000)]
+        received = []
+        for octets in packets:
+            p.client.send(octets)
+        harness.poll_until(lambda: received.extend(p.receive_now()) or len(received) >= 4000, "all are received")
+        where = {octets: worker for worker, octets, _ in received}
+        got = among([where[octets] for octets in packets], workers)
+        assert QUARTER[0] <= got[0] <= QUARTER[1], got
+        p.daemon.start()
+        wait_loads(p.daemon, workers, [0, 100], "web")
+        assert p.where(packets) == [where[octets] for octets in packets]
+        got = among(p.where([quic.initial(dcid) for dcid in quic.unknown_ids(4000)]), workers)
+        assert QUARTER[0] <= got[1] <= QUARTER[1], got
+        for each in workers:
+            each.set_load(None)
+        wait_loads(p.daemon, workers, [None, None], "web")
+        got = among(p.where([quic.initial(dcid) for dcid in quic.unknown_ids(4000)]), workers)
+        assert HALF[0] <= got[0] <= HALF[1], got
+    finally:
+        p.close()
+
+
+@both
+def test_loads_of_one_service_are_nothing_to_another_on_its_port(stored_start, configuration):
+    """Each service's connections follow what its own workers say, also when the daemon was killed."""
+    p = SharePlane(stored_start, configuration,
+                   {"shop": "MatchServerName=shop.example", "api": "MatchDefault=yes"},
+                   classifier=harness.BUILD / "classify" / "reuseport-classify", daemon="ClassifierShare=100%\n")
+    try:
+        shop, api = ([p.worker(name, f"{name}@{i}") for i in range(2)] for name in ("shop", "api"))
+
+        def new(name):
+            where = []
+            for _ in range(20):  # no more at a time than the classifier follows
+                flights = [quic_initials.first_flight(name)[0] for _ in range(200)]
+                where += p.exchange(flights)[0]
+            return where
+
+        for each in api:
+            share(each)
+        api[0].set_load(900)
+        api[1].set_load(100)
+        wait_loads(p.daemon, api, [900, 100], "api")
+        for _ in range(2):
+            got = among(new("api.example"), api)
+            assert QUARTER[0] <= got[0] <= QUARTER[1], got
+            got = among(new("shop.example"), shop)
+            assert HALF[0] <= got[0] <= HALF[1], got
+            p.daemon.restart()
+            wait_loads(p.daemon, api, [900, 100], "api")
+    finally:
+        p.close()
