@@ -72,7 +72,7 @@ enum share_counter {
 
 /*
  * One page, mapped by all three. The daemon writes what is above the line before the classifier
- * starts, and counts `owner` up for each that it starts.
+ * starts, and counts `owner` up for each whose socket it has put into the group.
  */
 struct share_page {
 	struct quic_hash_key hash_key; /* a copy; the program has its own */

@@ -13,7 +13,11 @@
 #include "classify/held.h"
 #include "classify/share-rules.h"
 
-#define CHOOSER_HELD_NSEC 1000000000ULL /* a connection is held so long at most */
+/*
+ * A connection is held so long at most: a client that knows nothing of its path sends again after
+ * 0.999 s (RFC 9002 section 6.2), and what comes then must find what is held of it.
+ */
+#define CHOOSER_HELD_NSEC 2000000000ULL
 
 struct chooser {
 	/* The caller's, set before chooser_init(). */
@@ -44,10 +48,10 @@ void chooser_take(struct chooser *chooser, const struct path *path, uint8_t traf
 /* Gives up what was held too long. Returns when there will be the next, 0: nothing is held. */
 uint64_t chooser_expire(struct chooser *chooser, uint64_t now_nsec);
 
-/* One more of what the page counts; the classifier alone writes there. */
+/* More of what the page counts. One that is replaced and the next one may both write there. */
 static inline void chooser_count(struct chooser *chooser, enum share_counter counter, unsigned n)
 {
 	uint64_t *place = (uint64_t *)&chooser->page->counter[counter];
 
-	__atomic_store_n(place, *place + n, __ATOMIC_RELAXED);
+	__atomic_fetch_add(place, n, __ATOMIC_RELAXED);
 }

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * How the daemon starts reuseport-classify: one process for each share, with these descriptors
- * and nothing else. Its only argument is the name of the share, for people and for messages.
- * Descriptors 0 to 2 are /dev/null, /dev/null and the daemon's standard error. It has no
- * capability, and no_new_privs is set.
+ * and nothing else. Its arguments are the name of the share, for people and for messages, and the
+ * number that share_page.owner gets when its socket is in the group. Descriptors 0 to 2 are
+ * /dev/null, /dev/null and the daemon's standard error. It has no capability, and no_new_privs is
+ * set.
  *
  * The classifier ends with 0 on SIGTERM. When the daemon's end of CLASSIFIER_CONTROL is closed (the
- * daemon ended), it goes on, and looks once a second whether share_page.owner is still the number
- * that it had at the start: another one has taken its place if not, and it ends. So it does when
- * nothing has come for ten minutes then. An error at the start ends it with 1 and a sentence on
- * standard error.
+ * daemon ended), it goes on until share_page.owner is a higher number than its own, for which it
+ * looks once a second at least: another one has taken its place, so it reads what its socket still
+ * has, lets go what it holds, and ends. So it does when nothing has come for ten minutes then. An
+ * error at the start ends it with 1 and a sentence on standard error.
  */
 #pragma once
 

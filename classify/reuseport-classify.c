@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -51,9 +52,9 @@ struct process {
 	struct meter meter;
 	struct batch batch;
 	size_t rules_size;
-	uint16_t port; /* the socket's own, network byte order */
-	uint32_t owner;
-	bool orphan; /* the daemon has ended */
+	uint16_t port;   /* the socket's own, network byte order */
+	uint32_t number; /* of this process, in the share's life */
+	bool orphan;     /* the daemon has ended */
 	uint64_t alive_nsec, arrived_nsec;
 };
 
@@ -150,7 +151,6 @@ static int map_all(struct process *process, const char **ret_step)
 	if (r < 0)
 		return r;
 	chooser->page = memory;
-	process->owner = chooser->page->owner;
 	*ret_step = "map the choices";
 	if (chooser->page->choice_mask & (chooser->page->choice_mask + 1))
 		return -EINVAL;
@@ -292,7 +292,8 @@ static void take(struct process *process, unsigned i, uint64_t now_nsec)
 		batch->message[i].msg_len, now_nsec);
 }
 
-static void receive(struct process *process, uint64_t now_nsec)
+/* Returns how many there were, -1: none. */
+static int receive(struct process *process, uint64_t now_nsec)
 {
 	int n;
 
@@ -302,6 +303,7 @@ static void receive(struct process *process, uint64_t now_nsec)
 		take(process, (unsigned)i, now_nsec);
 	if (n > 0)
 		process->arrived_nsec = now_nsec;
+	return n;
 }
 
 /* ---- Control ---- */
@@ -348,11 +350,19 @@ static bool show_alive(struct process *process, uint64_t now_nsec)
 	if (now_nsec - process->alive_nsec < ALIVE_NSEC)
 		return true;
 	process->alive_nsec = now_nsec;
-	__atomic_store_n(&page->alive, page->alive + 1, __ATOMIC_RELAXED);
-	if (!process->orphan)
-		return true;
-	return __atomic_load_n(&page->owner, __ATOMIC_RELAXED) == process->owner &&
-	       now_nsec - process->arrived_nsec < ORPHAN_NSEC;
+	__atomic_fetch_add(&page->alive, 1, __ATOMIC_RELAXED);
+	return !process->orphan || now_nsec - process->arrived_nsec < ORPHAN_NSEC;
+}
+
+/*
+ * Another daemon has put the socket of its own into the place of this one's. (One that was killed
+ * before it could say so has left a number that is lower.)
+ */
+static bool is_replaced(const struct process *process)
+{
+	uint32_t owner = __atomic_load_n(&process->chooser.page->owner, __ATOMIC_ACQUIRE);
+
+	return process->orphan && (int32_t)(owner - process->number) > 0;
 }
 
 /* Says whether it can follow, and how. */
@@ -410,6 +420,15 @@ static void run(struct process *process)
 		now = clock_nsec(CLOCK_MONOTONIC_COARSE);
 		if (fds[0].revents && !receive_rules(process))
 			process->orphan = true;
+		/*
+		 * What waits is read; nothing comes any more. What is held is let go, not given to
+		 * the default service: the rest of it is with the next one, who will choose.
+		 */
+		if (is_replaced(process)) {
+			while (receive(process, now) > 0)
+				continue;
+			return;
+		}
 		if (fds[1].revents)
 			receive(process, now);
 		if (!over)
@@ -423,7 +442,8 @@ int main(int argc, char **argv)
 	const char *step = NULL;
 	int r;
 
-	process.name = argc == 2 ? argv[1] : "";
+	process.name = argc == 3 ? argv[1] : "";
+	process.number = argc == 3 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0;
 	r = start(&process, &step);
 	if (r < 0) {
 		complain(&process, "cannot %s: %s (it is started by reuseportd alone)", step,

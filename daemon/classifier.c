@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -148,13 +149,15 @@ static int fill_actions(posix_spawn_file_actions_t *actions, int fds[N_DESCRIPTO
 
 static int spawn(const struct classifier *classifier, int fds[N_DESCRIPTORS], pid_t *ret)
 {
-	char *const arguments[] = {"reuseport-classify", (char *)name_of(classifier), NULL};
+	char number[16];
+	char *const arguments[] = {"reuseport-classify", (char *)name_of(classifier), number, NULL};
 	char *const environment[] = {NULL};
 	posix_spawn_file_actions_t actions;
 	posix_spawnattr_t attributes;
 	sigset_t set;
 	int r;
 
+	snprintf(number, sizeof(number), "%u", page_of(classifier)->owner + 1);
 	posix_spawn_file_actions_init(&actions);
 	posix_spawnattr_init(&attributes);
 	sigfillset(&set);
@@ -250,7 +253,6 @@ static void prepare_page(const struct classifier *classifier)
 
 	page->cpu_percent = config->classifier_percent;
 	page->overflow = config->classifier_drop ? SHARE_FOLLOW_DROP : SHARE_FOLLOW_DEFAULT;
-	__atomic_store_n(&page->owner, page->owner + 1, __ATOMIC_RELAXED);
 	__atomic_store_n(&page->follow, SHARE_FOLLOW, __ATOMIC_RELAXED);
 }
 
@@ -279,6 +281,11 @@ static int start_process(struct classifier *classifier, const char **ret_step)
 		result = group_share_set_classifier(
 			classifier->share->group, fds[CLASSIFIER_SOCKET - CLASSIFIER_CONTROL]);
 	}
+	/* Not before its socket is there: an earlier daemon's, which goes on so long, ends by it.
+	 */
+	if (result >= 0)
+		__atomic_store_n(&page_of(classifier)->owner, page_of(classifier)->owner + 1,
+			__ATOMIC_RELEASE);
 	for (int i = 0; i < N_DESCRIPTORS; i++)
 		close_fd(&fds[i]);
 	return result;

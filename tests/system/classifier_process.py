@@ -196,7 +196,7 @@ class Classifier:
         command = ["/bin/bash", "-c", f'exec{moves}; exec{places}; exec "$@"', "bash"]
         if user is not None:
             command += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-        return harness.Process([*command, PROGRAM, "edge"], log, pass_fds=descriptors)
+        return harness.Process([*command, PROGRAM, "edge", "1"], log, pass_fds=descriptors)
 
     def set_up_worker(self):
         self.worker.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)

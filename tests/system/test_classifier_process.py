@@ -5,6 +5,7 @@ flood can cost.
 """
 import os
 import pwd
+import signal
 import socket
 import time
 
@@ -136,9 +137,32 @@ def test_it_goes_on_without_the_daemon(side, classifier):
     alive = each.alive
     harness.poll_until(lambda: each.alive >= alive + 2, "it counts on")
     assert choose(side, each) == 1
-    each.set_owner(2)
-    assert each.wait_end() == 0
+    # Half a ClientHello is not the default service's: the other half may be with the next one.
+    half = quic_initials.first_flight("shop.example", datagrams=2)[1]
+    whole = quic_initials.first_flight("shop.example", datagrams=1)[0]
+    with client_socket(side) as client:
+        client.send(half)
+        harness.poll_until(lambda: each.counters()["datagrams"] == 2, "it holds that")
+        # What waits for it, since it is its own, is read to the end.
+        each.process.send_signal(signal.SIGSTOP)
+        client.send(whole)
+        each.set_owner(2)
+        each.process.send_signal(signal.SIGCONT)
+        assert each.wait_end() == 0
+        assert [octets for octets, *_ in each.received(1)] == [whole]
+    assert each.choice(dcid_of(half)) is None and each.choice(dcid_of(whole)) == 1
+    assert each.counters() == {"datagrams": 3, "by_name": 2, "resent": 2}
     assert each.process.output() == ""
+
+
+def test_a_number_of_an_earlier_one_ends_it_not(side, classifier):
+    """A daemon that died before it could say that this one has the place."""
+    each = classifier()
+    each.set_owner(0)
+    each.control.close()
+    alive = each.alive
+    harness.poll_until(lambda: each.alive >= alive + 2, "it counts on")
+    assert choose(side, each) == 1
 
 
 def test_another_owner_is_nothing_to_it_while_the_daemon_lives(side, classifier):
