@@ -291,6 +291,47 @@ def test_rolling_restarts_of_each_lose_nothing(shared, place, tmp_path):
     assert counts["rebind"]["rebound"] > 10 and counts["migrate"]["migrated"] > 10
 
 
+def test_retry_by_nginx(shared, place):
+    """
+    It asks every client to come again with a token, under a connection ID that nginx 1.26 makes up:
+    the ClientHello is read twice, and the second time goes to the same service. (Of one datagram: of
+    clients with two, nginx 1.26 with quic_retry leaves one in ten without an answer, alone as well.)
+    """
+    shared.shop = shared.shop_with("quic_retry on;")
+    shared.shop.start("shop@1")
+    shared.start_api("api@1")
+    n = 0
+    for _ in range(10):
+        for name in (SHOP, f"www.{SHOP}"):
+            assert harness.run(*curl("--curves", "X25519", name=name)).stdout == "answered\n"
+        n += 2
+    read = shared.daemon.status()["shares"][0]["classifier"]
+    assert {name: read[name] for name in ("by_name", "by_suffix", "malformed", "too_slow", "too_many")} == {
+        "by_name": n, "by_suffix": n, "malformed": 0, "too_slow": 0, "too_many": 0}
+    assert shared.figures("shop")["new_connections"] == 2 * n
+    assert shared.figures("api")["packets"] == 0
+    # Under load, and while another one takes its place: its token is good there as well.
+    client = hosts.H3Client(place, "steady", PORT, 4, ["--server-name", SHOP, "--pause", 0.1])
+    new = hosts.curl(PORT, "/", 9, name=SHOP)
+    try:
+        client.wait_for("handshakes", 4, "it has begun")
+        for _ in range(2):
+            client.wait_for_more("answered", 10, "requests go on")
+            before = shared.shop.start("shop@1")
+            harness.poll_until(lambda: "gracefully shutting down" in before.output(), "nginx was told")
+            client.wait_for_more("answered", 10, "requests go on")
+            assert before.wait(hosts.DEADLINE) == 0, before.output()
+        counts = {"steady": client.finish(), "curl": new.finish()}
+    finally:
+        client.kill()
+        new.kill()
+    said = counts["steady"].pop("losses") + new.lost
+    hosts.report("nginx with quic_retry behind a shared port, 2 replacements", counts, said)
+    hosts.check_nothing_lost(counts, said)
+    assert counts["curl"]["answered"] > 0
+    assert shared.figures("api")["packets"] == 0
+
+
 def test_one_that_crashes_again_and_again_is_nothing_to_the_other(shared, place):
     """
     The API's server is killed twenty times, its clients try all the time; every figure of the shop is
