@@ -7,7 +7,6 @@ import base64
 import hashlib
 import pwd
 import shutil
-import signal
 import subprocess
 import threading
 
