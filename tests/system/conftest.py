@@ -156,8 +156,8 @@ def die_at(tmp_path_factory):
 def stored(netns, configuration):
     daemons = []
 
-    def start(*arguments, **options):
-        daemon = StoredDaemon(["--config", configuration.directory, *arguments], **options)
+    def start(*arguments, kind=StoredDaemon, **options):
+        daemon = kind(["--config", configuration.directory, *arguments], **options)
         daemons.append(daemon)
         return daemon
 
