@@ -19,7 +19,7 @@ from aioquic.h3.events import HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import (ConnectionIdIssued, ConnectionIdRetired, ConnectionTerminated,
-                                 ProtocolNegotiated)
+                                 HandshakeCompleted, ProtocolNegotiated)
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 
 import worker_protocol
@@ -33,7 +33,9 @@ class Connection:
     def __init__(self, server, original_cid):
         self.server = server
         self.quic = QuicConnection(configuration=server.configuration,
-                                   original_destination_connection_id=original_cid)
+                                   original_destination_connection_id=original_cid,
+                                   session_ticket_fetcher=server.tickets.get,
+                                   session_ticket_handler=server.keep_ticket)
         self.http = None
         self.next_stream = 0
         self.goaway_sent = False
@@ -66,6 +68,9 @@ class Connection:
                 retired.append(event.connection_id)
             elif isinstance(event, ProtocolNegotiated):
                 self.http = H3Connection(self.quic)
+            elif isinstance(event, HandshakeCompleted):
+                print("resumed" if event.session_resumed else "new",
+                      "early" if event.early_data_accepted else "", flush=True)
             elif isinstance(event, ConnectionTerminated):
                 self.ended()
                 return
@@ -117,6 +122,10 @@ class Server:
         self.by_cid = {}
         self.connections = set()
         self.goaway_at = None
+        self.tickets = {}
+
+    def keep_ticket(self, ticket):
+        self.tickets[ticket.ticket] = ticket
 
     def receive(self):
         while True:

@@ -16,7 +16,8 @@ PORT = 8443
 
 
 class Servers:
-    def __init__(self, daemon, place):
+    def __init__(self, daemon, place, service="web"):
+        self.service = service
         self.daemon = daemon
         self.place = place
         self.running = {}
@@ -36,7 +37,7 @@ class Servers:
 
         log = self.place.directory / f"{name}-{len(self.processes)}"
         process = harness.Process(
-            ["/usr/bin/python3", "-B", self.place.inside("h3_server.py"), "--instance", name,
+            ["/usr/bin/python3", "-B", self.place.inside("h3_server.py"), "--service", self.service, "--instance", name,
              "--certificate", self.place.inside("cert.pem"), "--key", self.place.inside("key.pem")],
             log, cwd=self.daemon.runtime, preexec_fn=enter)
         self.processes.append(process)

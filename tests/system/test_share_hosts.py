@@ -15,6 +15,7 @@ import pytest
 import harness
 import hosts
 import quic_programs
+from test_quic_registered import Servers
 
 PORT = 8443
 ADDRESS = ("127.0.0.1", PORT)
@@ -329,6 +330,43 @@ def test_retry_by_nginx(shared, place):
     hosts.check_nothing_lost(counts, said)
     assert counts["curl"]["answered"] > 0
     assert shared.figures("api")["packets"] == 0
+
+
+def test_early_data_of_ngtcp2s_client(start_daemon, configuration, place, tmp_path):
+    """
+    Its 0-RTT packets, beside and behind the Initial, come to the server that it names, aioquic, which
+    takes what they say; and the second server on the port sees none of it. (The client names localhost
+    where it is given an address.)
+    """
+    configuration.write("reuseportd.conf", f"[Daemon]\nClassifier={CLASSIFIER}\n")
+    for service, match in (("api", "MatchServerName=localhost"), ("rest", "MatchDefault=yes")):
+        configuration.service(service, f"""[Service]
+AllowUser={hosts.NOBODY}
+[Listener quic]
+ListenQUIC=127.0.0.1:{PORT}
+Share=edge
+ConnectionID=registered
+{match}
+""")
+    daemon = start_daemon("--config", configuration.directory)
+    servers = {service: Servers(daemon, place, service) for service in ("api", "rest")}
+    try:
+        for service, each in servers.items():
+            each.start(f"{service}@1")
+        for i in range(10):
+            session = [f"--session-file={tmp_path}/session{i}", f"--tp-file={tmp_path}/parameters{i}"]
+            for _ in range(2):
+                done = harness.run(hosts.GTLSCLIENT, "--no-quic-dump", "--exit-on-all-streams-close", "--timeout=10s",
+                                   *session, "127.0.0.1", PORT, f"https://localhost:{PORT}/")
+                assert ":status: 200" in done.stdout + done.stderr, done.stderr
+        said = servers["api"].running["api@1"].output().split("\n")
+        assert [line.strip() for line in said if line] == ["ready"] + ["new", "resumed early"] * 10
+        figures = {service: daemon.status(service)["listeners"][0] for service in servers}
+        assert (figures["api"]["new_connections"], figures["rest"]["packets"]) == (20, 0)
+        assert daemon.status()["shares"][0]["classifier"]["by_name"] == 20
+    finally:
+        for each in servers.values():
+            each.kill()
 
 
 def test_one_that_crashes_again_and_again_is_nothing_to_the_other(shared, place):
