@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 A new connection on a shared listener: what the classifier uses of a core for it, with one datagram
-and with two (a post-quantum ClientHello), and for an Initial that is forged.
+and with two (a post-quantum ClientHello), for an Initial that is forged, and for what is made to
+cost as much as it can.
 """
 import os
 import socket
@@ -51,14 +52,14 @@ class Shared:
     def received(self, name):
         return self.place.daemon.status(name)["listeners"][0]["packets"]
 
-    def send(self, flights, expected):
-        """Evenly, RATE a second; microseconds of the classifier's for each."""
+    def send(self, flights, expected, rate):
+        """Evenly, so many a second; microseconds of the classifier's for each."""
         before, used = self.received("shop"), processor_seconds(self.pid)
         begin = time.monotonic()
         for i, flight in enumerate(flights):
             for datagram in flight:
                 self.client.send(datagram)
-            while time.monotonic() - begin < i / RATE:
+            while time.monotonic() - begin < i / rate:
                 pass
         deadline = time.monotonic() + 10
         while self.received("shop") - before < expected and time.monotonic() < deadline:
@@ -83,19 +84,26 @@ def measure(run):
     count = run.pick(10000, 3000, 200)
     rounds = min(run.rounds, 3)
     kinds = {
-        "one": ("ClientHello in one datagram", lambda: quic_initials.first_flight("shop.example"), 1),
+        "one": ("ClientHello in one datagram", lambda: quic_initials.first_flight("shop.example"), 1, RATE),
         "two": ("ClientHello in two", lambda: quic_initials.first_flight(
-            "shop.example", datagrams=2, key_share=1216), 2),
-        "forged": ("forged Initial", lambda: [quic_initials.forged(os.urandom(8))], 0)}
+            "shop.example", datagrams=2, key_share=1216), 2, RATE),
+        "forged": ("forged Initial", lambda: [quic_initials.forged(os.urandom(8))], 0, RATE),
+        "coalesced": ("eight forged Initials in a datagram",
+                      lambda: [quic_initials.forged_in_one(os.urandom(8))], 0, RATE),
+        "pieces": ("a datagram full of CRYPTO frames of one octet",
+                   lambda: [quic_initials.in_pieces(os.urandom(8))], 0, RATE),
+        # Fewer, so that none of them is beyond a core.
+        "large": ("the same with 9,000 octets, 2,000 a second",
+                  lambda: [quic_initials.in_pieces(os.urandom(8), size=9000)], 0, 2000)}
     values = {name: [] for name in kinds}
     for i in range(rounds):
-        for name, (_, make, datagrams) in kinds.items():
+        for name, (_, make, datagrams, rate) in kinds.items():
             run.progress(f"classify: {name}, round {i + 1} of {rounds}")
             flights = [make() for _ in range(count)]
             shared = Shared(run)
             try:
-                values[name].append(shared.send(flights, count * datagrams))
+                values[name].append(shared.send(flights, count * datagrams, rate))
             finally:
                 shared.close()
-    for name, (title, _, _) in kinds.items():
+    for name, (title, _, _, _) in kinds.items():
         run.report.add("classify", name, title, "us", values[name])

@@ -106,3 +106,20 @@ def forged(dcid, size=quic.INITIAL_OCTETS):
     """An Initial with everything but a tag that matches."""
     head = quic.long_packet(quic.INITIAL, dcid, b"\0", scid=b"")
     return head + struct.pack("!H", 0x4000 | size - len(head) - 2) + os.urandom(size - len(head) - 2)
+
+
+def forged_in_one(dcid, count=8):
+    """A datagram with so many forged Initials: one derivation of keys, and all are tried."""
+    return b"".join(forged(dcid, size=quic.INITIAL_OCTETS // count) for _ in range(count))
+
+
+def in_pieces(dcid, size=quic.INITIAL_OCTETS):
+    """
+    An Initial with as many CRYPTO frames as go into it: 64 pieces, as many as are kept, and the last
+    of them again and again, for which all others are looked at.
+    """
+    octets = os.urandom(128)
+    frames = [crypto_frame(2 * i + 1, octets[2 * i + 1:2 * i + 2]) for i in range(63)]
+    last = crypto_frame(16383, octets[:1])
+    room = size - 60 - sum(map(len, frames))
+    return initial(dcid, b"".join(frames) + last * (room // len(last)), size=size)

@@ -29,13 +29,13 @@ class SharePlane:
     """services: name to what its [Listener] section says beside the address."""
 
     def __init__(self, start_daemon, configuration, services, modes=None, users=None,
-                 classifier="/nonexistent", daemon=""):
+                 classifier="/nonexistent", daemon="", options=""):
         self.configuration = configuration
         self.modes = modes or {}
         self.users = users or {}
         configuration.write("reuseportd.conf", f"[Daemon]\nClassifier={classifier}\n{daemon}")
         for name, match in services.items():
-            self.configure(name, match)
+            self.configure(name, match, options=options)
         self.daemon = start_daemon("--config", configuration.directory)
         self.workers = []
         self.client = harness.udp_client(ADDRESS)

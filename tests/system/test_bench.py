@@ -48,7 +48,7 @@ SUBJECTS = {
     "handover": {"handover": HANDOVER, "registration": REGISTRATION},
     "scale": {"scale": SCALE, "idle": IDLE, "table": TABLE},
     "cids": {"cids": CIDS},
-    "classify": {"classify": {"one", "two", "forged"}},
+    "classify": {"classify": {"one", "two", "forged", "coalesced", "pieces", "large"}},
     "adopt": {"adopt": ADOPT},
     "queueing": {"queueing": {f"{way}/{what}" for way in ("hash", "load")
                               for what in ("p50", "p99", "slow")}},

@@ -192,12 +192,17 @@ def early(count):
     return [quic_initials.zero_rtt(os.urandom(8)) for _ in range(count)]
 
 
-OUTCOMES = ("by_name", "no_name", "no_match", "too_slow", "too_many", "unauthenticated", "looped")
+def forged_in_one(count):
+    return [quic_initials.forged_in_one(os.urandom(8)) for _ in range(count)]
+
+
+def in_pieces(count):
+    return [quic_initials.in_pieces(os.urandom(8)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("overflow", [FOLLOW_DEFAULT, FOLLOW_DROP])
 @pytest.mark.parametrize("make, different", [(forged, 2000), (never_complete, 3000), (complete, 3000),
-                                             (early, 2000)])
+                                             (early, 2000), (forged_in_one, 2000), (in_pieces, 2000)])
 def test_a_flood_costs_a_bounded_share(side, classifier, make, different, overflow):
     """5 % of a core; meanwhile it says that it can't follow, and afterwards that it can."""
     each = classifier(cpu_percent=5, overflow=overflow)
@@ -225,8 +230,8 @@ def test_a_flood_costs_a_bounded_share(side, classifier, make, different, overfl
         each.worker.close()
         each.worker = None
     counters = each.counters()
-    if make is forged:
-        assert counters["unauthenticated"] == counters["datagrams"]
+    if make in (forged, forged_in_one):
+        assert counters["unauthenticated"] == counters["datagrams"] * (1 if make is forged else 8)
         assert "resent" not in counters and each.n_choices() == 0
 
 

@@ -251,6 +251,33 @@ def test_it_ends_with_its_share(share):
     wait_classifier(p, [pid])
 
 
+def test_a_flood_of_whole_client_hellos_moves_nobody(share):
+    """
+    Ten times as many connections as the flow and choice maps have room for. Handshakes that were there
+    before stay where they are, though the rules are others now; so do established connections, and a
+    new one still comes to its own service.
+    """
+    p = share(daemon="ClassifierShare=100%\n", options="Flows=256")
+    wait_classifier(p)
+    handshakes = [quic_initials.first_flight("shop.example")[0] for _ in range(20)]
+    ids = [maker(p.by_name["api"]).make() for _ in range(20)]
+    shop, api, rest = (p.by_name[name] for name in SERVICES)
+    assert p.exchange(handshakes)[0] == [shop] * 20
+    for _ in range(10):
+        flood = [quic_initials.first_flight("other.example")[0] for _ in range(256)]
+        assert p.exchange(flood)[0] == [rest] * 256
+        assert p.exchange([*handshakes, *map(short, ids)])[0] == [shop] * 20 + [api] * 20
+    read = p.share()["classifier"]
+    assert {name: read[name] for name in ("by_name", "no_match", "looped", "too_many", "lost")} == {
+        "by_name": 20, "no_match": 2560, "looped": 0, "too_many": 0, "lost": 0}
+    for name, match in (("api", "MatchServerName=api.example shop.example"),
+                        ("shop", "MatchServerName=www.shop.example")):
+        p.configure(name, match, options="Flows=256")
+    p.daemon.reload()
+    harness.poll_until(lambda: send(p, ["shop.example"]) == ["api"], "the new rules hold", interval=0.05)
+    assert p.exchange(handshakes)[0] == [shop] * 20
+
+
 @contextlib.contextmanager
 def flood_of_forged_initials():
     """From another process, as fast as it can, each with a connection ID of its own."""
