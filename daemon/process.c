@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 
 #include "common/util.h"
 #include "daemon/manager.h"
@@ -120,15 +121,23 @@ static size_t look_at_process(pid_t pid, const uint32_t *inodes, size_t n, struc
 	return found;
 }
 
+static uint64_t own_usec(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+	return (uint64_t)time.tv_sec * USEC_PER_SEC + (uint64_t)time.tv_nsec / NSEC_PER_USEC;
+}
+
 void process_find_holders(const uint32_t *inodes, size_t n, struct process *ret)
 {
-	uint64_t end = now_monotonic() + PROCESS_SEARCH_USEC;
+	uint64_t end = own_usec() + PROCESS_SEARCH_USEC;
 	const struct dirent *entry;
 	size_t found = 0;
 	DIR *directory = opendir("/proc");
 
 	memset(ret, 0, n * sizeof(*ret));
-	while (directory && found < n && now_monotonic() < end && (entry = readdir(directory))) {
+	while (directory && found < n && own_usec() < end && (entry = readdir(directory))) {
 		pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
 
 		if (pid > 0 && pid != getpid())

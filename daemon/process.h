@@ -17,7 +17,8 @@ struct process {
 
 /*
  * Looks for processes that hold one of the n sockets, by inode, in ret[0 .. n). Walks /proc for
- * PROCESS_SEARCH_USEC at most.
+ * PROCESS_SEARCH_USEC of this thread's time at most: on a busy machine others' work is not to be
+ * the reason for which nothing is found.
  */
 #define PROCESS_SEARCH_USEC (50 * USEC_PER_MSEC)
 void process_find_holders(const uint32_t *inodes, size_t n, struct process *ret);
