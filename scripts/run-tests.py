@@ -7,6 +7,7 @@ check of the format, an installation and a fuzz target are one case each. The un
 plain and under the sanitizers, and count twice.
 """
 import collections
+import importlib.util
 import json
 import os
 import pathlib
@@ -207,6 +208,14 @@ class Tests:
     def run_sanitize(self):
         self.unit("sanitize", "unit tests under AddressSanitizer and UndefinedBehaviorSanitizer")
 
+    @staticmethod
+    def together():
+        """
+        Arguments for two files at a time: most tests wait most of the time, and each has namespaces
+        and directories of its own.
+        """
+        return ["-n2", "--dist=loadfile"] if importlib.util.find_spec("xdist") else []
+
     def run_system(self):
         if not list((ROOT / "tests" / "system").glob("test_*.py")):
             self.results.add("system tests", failed=1)
@@ -222,8 +231,8 @@ class Tests:
         with tempfile.TemporaryDirectory() as temporary:
             report = pathlib.Path(temporary) / "report.xml"
             status = run(["/usr/bin/python3", "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rsfE",
-                          "--durations=20", f"--junitxml={report}", "-o", "junit_logging=system-out",
-                          "tests/system"], 5400,
+                          *self.together(), "--durations=20", f"--junitxml={report}",
+                          "-o", "junit_logging=system-out", "tests/system"], 5400,
                          {"REUSEPORT_BUILD": str(directory)}, quiet=False)
             if not report.exists():
                 self.results.add("system tests", failed=1)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Fixtures of the system tests: see harness.py for what they are made of."""
 import contextlib
+import fcntl
 import os
 import pathlib
 import pwd
@@ -55,11 +56,13 @@ def system():
         pytest.skip("needs root: network namespaces, BPF, users")
     if not harness.REUSEPORTD.exists():
         pytest.skip(f"{harness.REUSEPORTD} is not built (REUSEPORT_BUILD names the build directory)")
-    try:
-        pwd.getpwnam(harness.USER)
-    except KeyError:
-        harness.run("useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent",
-                    "--shell", "/usr/sbin/nologin", harness.USER)
+    with open(__file__, encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # with those that run the tests of other files
+        try:
+            pwd.getpwnam(harness.USER)
+        except KeyError:
+            harness.run("useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent",
+                        "--shell", "/usr/sbin/nologin", harness.USER)
 
 
 @pytest.fixture
