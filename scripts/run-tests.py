@@ -7,6 +7,7 @@ check of the format, an installation and a fuzz target are one case each. The un
 plain and under the sanitizers, and count twice.
 """
 import collections
+import concurrent.futures
 import importlib.util
 import json
 import os
@@ -117,6 +118,21 @@ def describe(case, problem):
     for who, text in said or [("output:", output)] * bool(output):
         lines += [f"  {who}", last_lines(text)]
     return "\n".join(lines)
+
+
+def fuzz(directory, name):
+    """Whether a fuzz target of that build finds nothing."""
+    program = directory / "tests" / "fuzz" / name
+    seeds = ROOT / "tests" / "fuzz" / "corpus" / name.removeprefix("fuzz-")
+    if not program.exists():
+        print(f"{name} was not built")
+        return False
+    if not seeds.is_dir():
+        print(f"{name} has no seeds in {seeds.relative_to(ROOT)}")
+        return False
+    with tempfile.TemporaryDirectory() as temporary:
+        return run([program, f"-max_total_time={FUZZ_SECONDS}", "-timeout=60",
+                    f"-artifact_prefix={temporary}/", "-print_final_stats=0", temporary, seeds], 300) == 0
 
 
 class Tests:
@@ -252,23 +268,10 @@ class Tests:
     def run_fuzz(self):
         sources = sorted((ROOT / "tests" / "fuzz").glob("fuzz-*.c"))
         directory = self.build("fuzz")
-        for source in sources:
-            program = directory / "tests" / "fuzz" / source.stem if directory else None
-            title = f"{source.stem} for {FUZZ_SECONDS} s"
-            if not program or not program.exists():
-                print(f"{source.stem} was not built")
-                self.results.add(title, failed=1)
-                continue
-            seeds = ROOT / "tests" / "fuzz" / "corpus" / source.stem.removeprefix("fuzz-")
-            if not seeds.is_dir():
-                print(f"{source.stem} has no seeds in {seeds.relative_to(ROOT)}")
-                self.results.add(title, failed=1)
-                continue
-            with tempfile.TemporaryDirectory() as temporary:
-                status = run([program, f"-max_total_time={FUZZ_SECONDS}", "-timeout=60",
-                              f"-artifact_prefix={temporary}/", "-print_final_stats=0", temporary,
-                              seeds], 300)
-            self.results.one(title, status == 0)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            good = pool.map(lambda source: directory and fuzz(directory, source.stem), sources)
+            for source, result in zip(sources, good):
+                self.results.one(f"{source.stem} for {FUZZ_SECONDS} s", bool(result))
 
     def run_install(self):
         directory = self.build("gcc")
