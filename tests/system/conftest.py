@@ -15,9 +15,9 @@ import pytest
 
 import harness
 import hosts
+import store
 from classifier_process import Classifier, ClientSide
 from quic_plane import Plane
-from store import StoredDaemon
 
 TEST_SECONDS = 150 * harness.PATIENCE
 
@@ -157,20 +157,8 @@ def die_at(tmp_path_factory):
 
 @pytest.fixture
 def stored(netns, configuration):
-    daemons = []
-
-    def start(*arguments, kind=StoredDaemon, **options):
-        daemon = kind(["--config", configuration.directory, *arguments], **options)
-        daemons.append(daemon)
-        return daemon
-
-    yield start
-    for daemon in daemons:
-        try:
-            if daemon.alive():
-                assert daemon.stop() == 0
-        finally:
-            daemon.cleanup()
+    with store.started(configuration) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ which is outside of the tree: worker.sock is found there by its name alone.
 """
 import argparse
 import select
-import socket
 import sys
 import time
 

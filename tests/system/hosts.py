@@ -23,6 +23,21 @@ NOBODY = 65534
 GTLSCLIENT = "gtlsclient"
 DEADLINE = 90 * harness.PATIENCE  # seconds; of dozens of programs that share the machine's processors
 
+# Of an nginx that serves HTTP/3, within http {}: {inside} is its own directory, {place} the test's.
+NGINX_QUIC_HTTP = """    access_log off;
+    keepalive_timeout 60;
+    keepalive_requests 1000000;
+    client_body_temp_path {inside}/body;
+    proxy_temp_path {inside}/proxy;
+    fastcgi_temp_path {inside}/fastcgi;
+    uwsgi_temp_path {inside}/uwsgi;
+    scgi_temp_path {inside}/scgi;
+    ssl_certificate {place}/cert.pem;
+    ssl_certificate_key {place}/key.pem;
+    quic_host_key {place}/host.key;
+    quic_active_connection_id_limit 8;
+"""
+
 
 def missing(name="trixie"):
     """Why the tree can't be used, or None; makes it first when it is not there."""

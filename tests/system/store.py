@@ -4,6 +4,7 @@ systemd in small, as far as it restarts a daemon: a notification socket that kee
 (FDSTORE=1, FDNAME=, FDSTOREREMOVE=1, FDPOLL=), and a start that hands them over as LISTEN_FDS.
 """
 import array
+import contextlib
 import fcntl
 import os
 import select
@@ -259,3 +260,22 @@ class KeptDaemon(StoredDaemon):
     """The same where nobody stores for it: it has its own keeper. Nothing is handed to a start."""
 
     stores = False
+
+
+@contextlib.contextmanager
+def started(configuration, kind=StoredDaemon):
+    """A function that starts daemons; at the end those that live still are stopped in order."""
+    daemons = []
+
+    def start(*arguments, kind=kind, **options):
+        daemon = kind(["--config", configuration.directory, *arguments], **options)
+        daemons.append(daemon)
+        return daemon
+
+    yield start
+    for daemon in daemons:
+        try:
+            if daemon.alive():
+                assert daemon.stop() == 0
+        finally:
+            daemon.cleanup()

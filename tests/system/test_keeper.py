@@ -13,7 +13,7 @@ import stat
 import pytest
 
 import harness
-from store import KeptDaemon, StoredDaemon
+from store import KeptDaemon, StoredDaemon, started
 
 PORT = 8080
 ADDRESS = ("127.0.0.1", PORT)
@@ -29,21 +29,9 @@ GRACE_SECONDS = 10
 
 @pytest.fixture
 def kept(netns, configuration):
-    daemons = []
     configuration.service("web", WEB)
-
-    def start(*arguments, kind=KeptDaemon, **options):
-        daemon = kind(["--config", configuration.directory, *arguments], **options)
-        daemons.append(daemon)
-        return daemon
-
-    yield start
-    for daemon in daemons:
-        try:
-            if daemon.alive():
-                assert daemon.stop() == 0
-        finally:
-            daemon.cleanup()
+    with started(configuration, KeptDaemon) as start:
+        yield start
 
 
 def keeper(daemon):

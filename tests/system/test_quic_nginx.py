@@ -25,19 +25,7 @@ worker_processes {workers};
 {main}
 events {{ worker_connections 4096; }}
 http {{
-    access_log off;
-    default_type text/plain;
-    keepalive_timeout 60;
-    keepalive_requests 1000000;
-    client_body_temp_path {inside}/body;
-    proxy_temp_path {inside}/proxy;
-    fastcgi_temp_path {inside}/fastcgi;
-    uwsgi_temp_path {inside}/uwsgi;
-    scgi_temp_path {inside}/scgi;
-    ssl_certificate {place}/cert.pem;
-    ssl_certificate_key {place}/key.pem;
-    quic_host_key {place}/host.key;
-    quic_active_connection_id_limit 8;
+""" + hosts.NGINX_QUIC_HTTP + """    default_type text/plain;
     server {{
         listen 127.0.0.1:{port} quic{listen};
         {server}

@@ -15,7 +15,7 @@ import harness
 import quic_packets as quic
 import quic_programs
 import worker_protocol as proto
-from store import KeptDaemon, StoredDaemon
+from store import KeptDaemon, StoredDaemon, started
 
 TCP, UDP, QUIC = ("127.0.0.1", 8080), ("127.0.0.1", 5300), ("127.0.0.1", 4433)
 RESTARTS = 200
@@ -250,23 +250,10 @@ class Load:
 
 @pytest.fixture
 def stored_daemon(netns, configuration, request):
-    kind = getattr(request, "param", StoredDaemon)
-    daemons = []
     for name, text in SERVICES.items():
         configuration.service(name, f"[Service]\nAllowUser=root\n[Listener main]\n{text}")
-
-    def start(**options):
-        daemon = kind(["--config", configuration.directory], **options)
-        daemons.append(daemon)
-        return daemon
-
-    yield start
-    for daemon in daemons:
-        try:
-            if daemon.alive():
-                assert daemon.stop() == 0
-        finally:
-            daemon.cleanup()
+    with started(configuration, getattr(request, "param", StoredDaemon)) as start:
+        yield start
 
 
 def check_newcomer(daemon, limit=1.0):
