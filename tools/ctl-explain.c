@@ -66,6 +66,11 @@ static void print_client_hello(const json_t *hello)
 	const char *missing = text_of(hello, "missing"), *reason = text_of(hello, "reason");
 	size_t i;
 
+	if (json_is_true(json_object_get(hello, "malformed"))) {
+		printf("malformed: %s (where services share the listener, none of them gets it)\n",
+			reason);
+		return;
+	}
 	if (!json_is_true(json_object_get(hello, "complete"))) {
 		printf("not complete: %s\n", *missing ? missing : reason);
 		return;

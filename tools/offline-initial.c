@@ -112,6 +112,8 @@ json_t *offline_initial_answer(const struct flow *flow)
 	snprintf(version, sizeof(version), "0x%08x", flow->version);
 	if (flow->state == FLOW_INCOMPLETE)
 		r |= json_object_set_new(answer, "missing", missing_value(flow));
+	if (flow->state == FLOW_MALFORMED)
+		r |= json_object_set_new(answer, "malformed", json_true());
 	if (complaint->subject)
 		r |= json_object_set_new(answer, "reason",
 			json_sprintf("%s %s (octet %zu of %s)", complaint->subject,

@@ -284,3 +284,14 @@ def test_explain_reads_what_a_client_asks_for(share, name, protocols, service, r
     assert reason.lower() in answer["reason"].lower()
     text = p.daemon.ctl("explain", *arguments).stdout
     assert text.startswith(f"asks for {name or 'no name'} with {', '.join(protocols)}\n")
+
+
+def test_explain_says_what_is_malformed(share):
+    p = share({"shop": SHOP, "api": API})
+    p.worker("api")
+    packet = quic_initials.initial(os.urandom(8), b"\x1f")
+    text = p.daemon.ctl("explain", "--initial", packet.hex()).stdout
+    assert text.startswith("malformed: a frame has a type that no Initial may have (octet 0 of the payload of the "
+                           "Initial) (where services share the listener, none of them gets it)\n")
+    offline = json.loads(p.daemon.ctl("explain", "--offline", "--initial", packet.hex()).stdout)
+    assert (offline["complete"], offline["malformed"], offline["authenticated"]) == (False, True, True)

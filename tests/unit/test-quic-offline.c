@@ -372,8 +372,16 @@ static void test_what_is_wrong_with_a_client_hello(void **state)
 	check_string(answer, "reason",
 		"the first message is no ClientHello (octet 0 of the ClientHello)");
 	assert_null(json_object_get(answer, "missing"));
+	assert_true(json_is_true(json_object_get(answer, "malformed")));
 	assert_true(json_is_true(json_object_get(answer, "authenticated")));
 	assert_int_equal(vector_number(answer, "packets"), 1);
+	json_decref(answer);
+	/* More than is read is not against any rule. */
+	answer = explain_payload((const uint8_t *)"\6\x80\0\x40\0\1a", 7);
+	check_string(answer, "reason",
+		"a CRYPTO frame goes beyond octet 16384 of the handshake (octet 0 of the payload "
+		"of the Initial)");
+	assert_null(json_object_get(answer, "malformed"));
 	json_decref(answer);
 	check_incomplete(explain_payload((const uint8_t *)"\1\1\1\1", 4),
 		"the ClientHello: no packet has a CRYPTO frame", 1, NULL);
