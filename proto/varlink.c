@@ -14,6 +14,13 @@ void varlink_done(struct varlink_buffer *buffer)
 	*buffer = (struct varlink_buffer){0};
 }
 
+/* Whoever has said all and waits costs no memory. */
+static void release_empty(struct varlink_buffer *buffer)
+{
+	if (buffer->consumed == buffer->length)
+		varlink_done(buffer);
+}
+
 /* Room for READ_OCTETS more; what was consumed makes place first. */
 static int make_room(struct varlink_buffer *buffer)
 {
@@ -49,10 +56,13 @@ int varlink_fill(struct varlink_buffer *buffer, int socket, size_t limit)
 	if (result < 0)
 		return result;
 	n = recv(socket, buffer->octets + buffer->length, READ_OCTETS, MSG_DONTWAIT);
-	if (n < 0)
-		return errno == EINTR ? -EAGAIN : -errno;
-	buffer->length += (size_t)n;
-	return n > 0;
+	if (n > 0) {
+		buffer->length += (size_t)n;
+		return 1;
+	}
+	result = n == 0 ? 0 : errno == EINTR ? -EAGAIN : -errno;
+	release_empty(buffer);
+	return result;
 }
 
 int varlink_next(struct varlink_buffer *buffer, json_t **ret, char **ret_reason)
@@ -71,6 +81,7 @@ int varlink_next(struct varlink_buffer *buffer, json_t **ret, char **ret_reason)
 	start = buffer->octets + buffer->consumed;
 	buffer->consumed = buffer->searched = (size_t)(end - buffer->octets) + 1;
 	message = json_loadb(start, (size_t)(end - start), JSON_REJECT_DUPLICATES, &error);
+	release_empty(buffer);
 	if (json_is_object(message)) {
 		*ret = message;
 		return 1;

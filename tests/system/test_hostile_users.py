@@ -156,13 +156,16 @@ def undisturbed(daemon):
     harness.poll_until(lambda: daemon.status("victim")["workers"], "the victim works")
 
     def settled():
-        harness.poll_until(lambda: daemon.status("web")["workers"] == [], "no slot is left taken")
-        return daemon.status("victim")["workers"]
+        """Nothing of the hostile user is left: its slots and connections, and the memory of these."""
+        status = daemon.status()
+        clients = status["daemon"]
+        return (not any(s["workers"] for s in status["services"] if s["name"] == "web") and
+                clients["worker_clients"] == 1 and clients["control_clients"] <= 2)
 
     def attack(function, rounds=ROUNDS):
         def one_round():
             result = harness.in_child(function, NOBODY.pw_uid, NOBODY.pw_gid)
-            settled()
+            harness.poll_until(settled, "the victim is the only client but this")
             return result, daemon.resident()
 
         # The allocator keeps what the most connections at a time have ever needed.
