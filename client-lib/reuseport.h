@@ -50,11 +50,11 @@ enum reuseport_cid_mode {
 };
 
 enum reuseport_drain_reason {
-	REUSEPORT_DRAIN_OPERATOR = 1,
-	REUSEPORT_DRAIN_REPLACED = 2,
-	REUSEPORT_DRAIN_RELOAD = 3,
-	REUSEPORT_DRAIN_SHUTDOWN = 4,
-	REUSEPORT_DRAIN_STALLED = 5,
+	REUSEPORT_DRAIN_OPERATOR = 1, /* somebody asked for it */
+	REUSEPORT_DRAIN_REPLACED = 2, /* a new worker has the instance's name */
+	REUSEPORT_DRAIN_RELOAD = 3,   /* the service has left the configuration */
+	REUSEPORT_DRAIN_SHUTDOWN = 4, /* the daemon stops; not sent so far, its workers go on */
+	REUSEPORT_DRAIN_STALLED = 5,  /* its accept queue stood still and was taken away */
 };
 
 /*
@@ -81,7 +81,7 @@ struct reuseport_callbacks {
 /*
  * Connects to the daemon and agrees on the protocol version.
  * path: socket of the daemon, NULL for $REUSEPORT_SOCKET or REUSEPORT_SOCKET_PATH.
- * timeout_msec: at most so long, in milliseconds; -1 waits for ever.
+ * timeout_msec, here and below: at most so long, in milliseconds; 0 not at all, -1 for ever.
  * Returns 0 and a context in *ret that the caller ends with reuseport_close(). When nobody listens
  * at the path (ENOENT, ECONNREFUSED) and the process was started with LISTEN_FDS for itself
  * (sd_listen_fds(3)), returns 1 and a context that stands for those descriptors: see
@@ -165,7 +165,8 @@ int reuseport_ready(struct reuseport *r, int timeout_msec);
 /* No new connections from now on; those under way stay. Blocks. Errors as reuseport_ready(). */
 int reuseport_drain(struct reuseport *r, int timeout_msec);
 
-/* Gives the slots back. Sockets of the context that were not taken are closed. Blocks. */
+/* Gives the slots back. Sockets of the context that were not taken are closed. Blocks. Errors as
+ * reuseport_ready(). */
 int reuseport_unregister(struct reuseport *r, int timeout_msec);
 
 /* What was granted; 0 before reuseport_register(). */
@@ -227,9 +228,9 @@ int reuseport_set_load(struct reuseport *r, unsigned worker, int load);
  *
  * reuseport_cid_generate(): writes a new ID that names this worker. cid has room for size octets.
  * Returns its length. Makes no system call, allocates nothing, may be called from any thread, also
- * while another one is in reuseport_dispatch(). An ID is never made twice, by no worker of the
- * service. Errors: -ERANGE, -EOPNOTSUPP (mode without generated IDs), -ENOBUFS (size too small),
- * -EOVERFLOW (2^48 IDs made under one key; asks for rotation).
+ * while another one is in reuseport_dispatch(). No ID is made twice, whichever worker of the
+ * service makes it. Errors: -ERANGE, -EOPNOTSUPP (mode without generated IDs), -ENOBUFS (size too
+ * small), -EOVERFLOW (2^48 IDs made under one key; asks for rotation).
  */
 int reuseport_cid_length(const struct reuseport *r, unsigned listener);
 int reuseport_cid_generate(

@@ -30,6 +30,20 @@ static int change(const struct ctl *ctl, const char *method, json_t *parameters,
 	return CTL_OK;
 }
 
+/* The workers that the command line names, as parameters of a call, and a sentence of verb and name
+ * (NULL: not enough memory). CTL_OK, or CTL_USAGE with that said. */
+static int select_workers(const struct ctl *ctl, int argc, char **argv, const char *verb,
+	struct ctl_selection *selection, json_t **ret_parameters, char **ret_what)
+{
+	if (ctl_select(ctl, argc, argv, 0, selection) < 0)
+		return CTL_USAGE;
+	*ret_parameters = ctl_selection_parameters(selection);
+	if (!*ret_parameters)
+		return CTL_USAGE;
+	*ret_what = ctl_format("%s %s", verb, selection->name);
+	return CTL_OK;
+}
+
 static int change_workers(const struct ctl *ctl, int argc, char **argv, const char *method,
 	const char *verb, const char *counter, const char *nothing)
 {
@@ -37,12 +51,8 @@ static int change_workers(const struct ctl *ctl, int argc, char **argv, const ch
 	_cleanup_free_ char *what = NULL;
 	json_t *parameters;
 
-	if (ctl_select(ctl, argc, argv, 0, &selection) < 0)
+	if (select_workers(ctl, argc, argv, verb, &selection, &parameters, &what) != CTL_OK)
 		return CTL_USAGE;
-	parameters = ctl_selection_parameters(&selection);
-	if (!parameters)
-		return CTL_USAGE;
-	what = ctl_format("%s %s", verb, selection.name);
 	return change(ctl, method, parameters, what ? what : verb, counter, "worker", nothing);
 }
 
@@ -53,12 +63,8 @@ static int drain_and_wait(const struct ctl *ctl, int argc, char **argv, int64_t 
 	json_t *parameters, *reply;
 	int result;
 
-	if (ctl_select(ctl, argc, argv, 0, &selection) < 0)
+	if (select_workers(ctl, argc, argv, "drain", &selection, &parameters, &what) != CTL_OK)
 		return CTL_USAGE;
-	parameters = ctl_selection_parameters(&selection);
-	if (!parameters)
-		return CTL_USAGE;
-	what = ctl_format("drain %s", selection.name);
 	result = ctl_call(ctl->socket, "Drain", parameters, what ? what : "drain", &reply);
 	if (result != CTL_OK)
 		return result;
@@ -88,12 +94,8 @@ int ctl_run_kick(const struct ctl *ctl, int argc, char **argv)
 	json_int_t workers, sockets;
 	int result;
 
-	if (ctl_select(ctl, argc, argv, 0, &selection) < 0)
+	if (select_workers(ctl, argc, argv, "kick", &selection, &parameters, &what) != CTL_OK)
 		return CTL_USAGE;
-	parameters = ctl_selection_parameters(&selection);
-	if (!parameters)
-		return CTL_USAGE;
-	what = ctl_format("kick %s", selection.name);
 	result = ctl_call(ctl->socket, "Kick", parameters, what ? what : "kick", &reply);
 	if (result != CTL_OK)
 		return result;
