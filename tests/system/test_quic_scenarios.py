@@ -168,6 +168,7 @@ def test_rolling_replacement_of_all_workers_50_times(start_service, mode, option
     Three kinds of connection at once: 100 that last from the beginning to the end, 50 that live for
     some tenths of a second and move twice, and others one after the other as fast as they come.
     """
+    signal.alarm(450 * harness.PATIENCE)  # 200 servers
     service = start_service(f"ConnectionID={mode}\n")
     servers = service.start_all(names(4), *options)
     first = list(servers)

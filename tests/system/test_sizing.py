@@ -30,7 +30,11 @@ def kernel_memory(pid):
     """MiB of maps and programs, as the kernel charges them; each once."""
     sizes = {}
     for path in pathlib.Path(f"/proc/{pid}/fdinfo").iterdir():
-        fields = dict(line.split(":\t", 1) for line in path.read_text().splitlines() if ":\t" in line)
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
         for kind in "map_id", "prog_id":
             if kind in fields:
                 sizes[kind, fields[kind]] = int(fields["memlock"])
