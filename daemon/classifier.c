@@ -176,8 +176,7 @@ static int spawn(const struct classifier *classifier, int fds[N_DESCRIPTORS], pi
 
 /* ---- Its life ---- */
 
-/* Whoever has ended and is nobody's: the classifier of an earlier program of this process. */
-static void reap_others(const struct manager *manager)
+void classifier_reap_others(const struct manager *manager)
 {
 	siginfo_t info = {};
 
@@ -382,7 +381,6 @@ void classifier_tick(struct classifier *classifier)
 	uint64_t now = now_monotonic();
 	uint32_t alive;
 
-	reap_others(classifier->share->manager);
 	if (!classifier->pid) {
 		if (now >= classifier->next_usec)
 			start(classifier);

@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 struct classifier;
+struct manager;
 struct share;
 struct share_rules;
 
@@ -19,6 +20,9 @@ struct classifier *classifier_free(struct classifier *classifier);
 /* Other rules. NULL is allowed, and gets them when it is started. */
 void classifier_set_rules(struct classifier *classifier, const struct share_rules *rules);
 void classifier_tick(struct classifier *classifier);
+/* Once a second: whoever has ended and is nobody's, as a classifier or another child of an earlier
+ * program of this process. */
+void classifier_reap_others(const struct manager *manager);
 /* Its process, 0: none now; how often one was started. */
 int classifier_pid(const struct classifier *classifier);
 unsigned classifier_starts(const struct classifier *classifier);

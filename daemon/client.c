@@ -47,11 +47,14 @@ struct client *client_free(struct client *client)
 	client->account->n_connections--;
 	account_release(client->account);
 	turn_cancel(&client->turn);
+	foreign_cancel(&client->look);
 	sd_event_source_disable_unref(client->source);
+	/* The next process goes on with it, and has a duplicate. */
+	if (client->entry && store_is_frozen(client->manager->store))
+		close_fd(&client->socket);
 	/* At once, though a duplicate may stay a little longer. */
-	if (client->entry && !store_is_frozen(client->manager->store))
-		shutdown(client->socket, SHUT_RDWR);
-	store_drop(client->manager->store, client->entry, client->socket);
+	foreign_close(client->manager->foreign, &client->socket);
+	store_drop(client->manager->store, client->entry, -1);
 	if (client->peer_entry)
 		store_drop(
 			client->manager->store, client->peer_entry, take_fd(&client->peer.pidfd));
@@ -285,8 +288,8 @@ static void note_message(struct client *client, struct state *state)
 	state_set_answering(state, client->id, length > 0 ? (size_t)length : 0);
 }
 
-/* Takes one message; may free the client. */
-static void receive_one(struct client *client)
+/* Takes one message, whose descriptors are harmless; may free the client. */
+static void take_one(struct client *client)
 {
 	const uint64_t started = now_monotonic();
 	struct account *account = client->account;
@@ -319,6 +322,83 @@ static void receive_one(struct client *client)
 	if (price)
 		account_charge(account, started, price);
 	account_release(account);
+}
+
+/* The message can't be taken, and so none behind it: the connection ends. */
+static void refuse_look(struct client *client, int error)
+{
+	char text[PROTOCOL_TEXT_MAX];
+
+	if (error == EBUSY)
+		snprintf(text, sizeof(text),
+			"what user %u has sent beside other messages can't be closed, since a file "
+			"system does not answer: no more descriptors are taken until it does",
+			(unsigned)client->peer.uid);
+	else
+		snprintf(text, sizeof(text),
+			"the descriptors of the message could not be looked at: %s",
+			strerror(error));
+	message_send_error(client->socket, client->look_sequence, error, "%s", text);
+	client_goodbye(client, error, text);
+}
+
+static void on_looked(struct foreign_look *look, enum foreign_verdict verdict)
+{
+	struct client *client = (struct client *)((char *)look - offsetof(struct client, look));
+	int result = 0;
+
+	sd_event_source_set_enabled(client->source, SD_EVENT_ON);
+	switch (verdict) {
+	case FOREIGN_WANTED:
+		take_one(client);
+		break;
+	case FOREIGN_TAKEN:
+		result = message_send_error(client->socket, client->look_sequence, EBADF,
+			"only sockets of IPv4 and IPv6, and pidfds, may come with a message; one "
+			"of its descriptors is something else, and none was taken");
+		if (result < 0)
+			client_free(client);
+		break;
+	default:
+		refuse_look(client, verdict == FOREIGN_BUSY ? EBUSY : ETIMEDOUT);
+	}
+}
+
+/* Has the next message, which brings descriptors, looked at. */
+static void look(struct client *client, const struct protocol_header *header)
+{
+	struct account *account = client->account;
+	const uint64_t started = now_monotonic();
+	int result;
+
+	account_hold(account); /* the client may go meanwhile */
+	client->look_sequence =
+		le32toh(header->magic) == PROTOCOL_MAGIC ? le32toh(header->sequence) : 0;
+	sd_event_source_set_enabled(client->source, SD_EVENT_OFF);
+	result = foreign_look(client->manager->foreign, &client->look, client->socket,
+		client->peer.uid, on_looked);
+	if (result < 0)
+		refuse_look(client, -result);
+	account_charge(account, started, 1);
+	account_release(account);
+}
+
+/* Takes one message, or has it looked at first; may free the client. */
+static void receive_one(struct client *client)
+{
+	struct protocol_header header = {0};
+	bool descriptors;
+	ssize_t n = foreign_peek(client->socket, &header, sizeof(header), &descriptors);
+
+	/* What came since is not known, and is for the next time. */
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (n < 0)
+		client_free(client);
+	else if (descriptors)
+		look(client, &header);
+	else
+		take_one(client);
 }
 
 static void on_turn(struct turn *turn)
@@ -384,7 +464,7 @@ static int client_new(struct manager *manager, int socket)
 	client->socket = socket;
 	result = watch(client);
 	if (result < 0) {
-		close_fd(&client->socket);
+		foreign_close(manager->foreign, &client->socket);
 		free(client);
 		return result;
 	}
@@ -445,7 +525,7 @@ void clients_tick(struct manager *manager)
 		client_tell_listeners(client);
 		/* Who has to wait for its turn can't answer. */
 		if (client->answer_before_usec && now >= client->answer_before_usec &&
-			!client->turn.account)
+			!client->turn.account && !foreign_is_looking(&client->look))
 			client_goodbye(client, ETIMEDOUT,
 				client->greeted ? "no ACK came in time (AnswerTimeoutSec=)"
 						: "no HELLO came in time (AnswerTimeoutSec=)");
@@ -510,7 +590,8 @@ int client_resume(struct manager *manager, const json_t *json)
 	client->keys_untold = true; /* a look at the next tick */
 	result = watch(client);
 	if (result < 0) {
-		store_drop(manager->store, entry, socket);
+		foreign_close(manager->foreign, &client->socket);
+		store_drop(manager->store, entry, -1);
 		free(client);
 		return result;
 	}

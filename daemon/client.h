@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "daemon/foreign.h"
 #include "daemon/manager.h"
 #include "daemon/peer.h"
 #include "proto/message.h"
@@ -25,7 +26,9 @@ struct client {
 	uint64_t answer_before_usec; /* CLOCK_MONOTONIC, 0: nothing is awaited */
 	bool keys_untold;            /* KEYS_ROTATED waits until it reads */
 	struct account *account;
-	struct turn turn; /* while its user has to wait, it is not read from */
+	struct turn turn;         /* while its user has to wait, it is not read from */
+	struct foreign_look look; /* nor while its next message is looked at */
+	uint32_t look_sequence;   /* of that message */
 	/* The one being handled. It is large, and one at a time is: all clients have the same. */
 	struct message *message;
 };

@@ -20,6 +20,7 @@
 #include "common/util.h"
 #include "control-interface.h"
 #include "daemon/account.h"
+#include "daemon/foreign.h"
 #include "daemon/parameters.h"
 #include "daemon/peer.h"
 #include "proto/varlink.h"
@@ -72,6 +73,7 @@ struct control {
 	gid_t status_group, admin_group;
 	unsigned max_connections;
 	struct accounts *accounts; /* NULL: nobody counts */
+	struct foreign *foreign;   /* NULL: descriptors are as good as any octet */
 	struct connection *connections;
 	int caller;
 };
@@ -91,7 +93,7 @@ static void connection_free(struct connection *connection)
 		account_release(connection->account);
 	}
 	sd_event_source_disable_unref(connection->source);
-	close_fd(&connection->socket);
+	foreign_close(connection->control->foreign, &connection->socket);
 	peer_done(&connection->peer);
 	varlink_done(&connection->input);
 	free(connection->output);
@@ -598,9 +600,23 @@ void control_tick(struct control *control, uint64_t timeout_usec)
 	}
 }
 
+void control_set_foreign(struct control *control, struct foreign *foreign)
+{
+	control->foreign = foreign;
+}
+
 int control_caller(const struct control *control)
 {
 	return control->caller;
+}
+
+int *control_sockets(const struct control *control)
+{
+	int *sockets = calloc(control_count(control) + 1, sizeof(*sockets)), *next = sockets;
+
+	for (const struct connection *c = control->connections; c && sockets; c = c->next)
+		*next++ = c->socket;
+	return sockets;
 }
 
 unsigned control_count(const struct control *control)

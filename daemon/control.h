@@ -14,6 +14,7 @@
 
 struct accounts;
 struct control;
+struct foreign;
 
 /* Errors of the interface, and the one of org.varlink.service for parameters. */
 #define CONTROL_FAILED "io.reuseport.Control.Failed"
@@ -69,8 +70,13 @@ int control_caller(const struct control *control);
 void control_set_max_connections(struct control *control, unsigned max_connections);
 /* From the next connection on, users are slowed and their buffers bounded. NULL: nobody is. */
 void control_set_accounts(struct control *control, struct accounts *accounts);
+/* From the next connection on, those that bring descriptors are closed so. NULL: as any. */
+void control_set_foreign(struct control *control, struct foreign *foreign);
 /* There is a next reply. Safe in any place: what is sent is sent later, in the event loop. */
 void control_stream_wake(struct control_stream *stream);
+/* Copies of the numbers of its connections' sockets: control_count() of them. free(). NULL: no
+ * memory. */
+int *control_sockets(const struct control *control);
 /* Connections that there are. NULL: none. */
 unsigned control_count(const struct control *control);
 /* Ends connections that left a call unfinished, or an answer unread, for so long. */

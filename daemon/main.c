@@ -403,6 +403,7 @@ static int open_doors(struct manager *manager, const struct options *options)
 		manager->control, manager->config->status_group, manager->config->admin_group);
 	control_set_max_connections(manager->control, manager->config->max_connections);
 	control_set_accounts(manager->control, manager->accounts);
+	control_set_foreign(manager->control, manager->foreign);
 	return 0;
 }
 

@@ -15,8 +15,10 @@
 #include <time.h>
 
 #include "common/util.h"
+#include "daemon/classifier.h"
 #include "daemon/control.h"
 #include "daemon/event.h"
+#include "daemon/foreign.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
 #include "daemon/guard.h"
@@ -142,6 +144,8 @@ static int on_tick(sd_event_source *source, uint64_t time, void *user_data)
 {
 	struct manager *manager = user_data;
 
+	foreign_tick(manager->foreign);
+	classifier_reap_others(manager);
 	clients_tick(manager);
 	if (manager->control)
 		control_tick(manager->control, manager->config->answer_timeout_usec);
@@ -158,8 +162,10 @@ static int on_tick(sd_event_source *source, uint64_t time, void *user_data)
 int manager_start(struct manager *manager)
 {
 	sd_event_source *source;
-	int result;
+	int result = foreign_new(&manager->foreign, manager->event);
 
+	if (result < 0)
+		return result;
 	if (manager->ring_map < 0) {
 		manager->ring_map =
 			bpf_map_create(BPF_MAP_TYPE_RINGBUF, "events", 0, 0, RING_OCTETS, NULL);
@@ -264,6 +270,7 @@ struct manager *manager_free(struct manager *manager)
 		manager->services = next;
 	}
 	manager->control = control_free(manager->control);
+	foreign_free(manager->foreign);
 	manager->monitor = monitor_free(manager->monitor);
 	accounts_free(manager->accounts);
 	guard_free(manager->guard);

@@ -32,6 +32,7 @@
 struct client;
 struct message;
 struct group;
+struct foreign;
 struct monitor;
 struct guard;
 struct ring_buffer;
@@ -148,6 +149,7 @@ struct manager {
 	struct ring_buffer *ring;
 	struct control *control;
 	struct monitor *monitor;
+	struct foreign *foreign;      /* what clients send beside messages */
 	sd_event_source *load_source; /* while a registration has loads */
 	uint64_t started_usec;        /* CLOCK_REALTIME */
 	int (*load)(struct config **ret, char **ret_error, void *user_data); /* for reload */

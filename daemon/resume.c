@@ -16,6 +16,8 @@
 #include <systemd/sd-daemon.h>
 
 #include "common/util.h"
+#include "daemon/control.h"
+#include "daemon/foreign.h"
 #include "daemon/group.h"
 #include "daemon/guard.h"
 #include "daemon/log.h"
@@ -337,6 +339,17 @@ static void keep_capabilities(void)
 	cap_free(capabilities);
 }
 
+static int exec_program(struct manager *manager)
+{
+	_cleanup_free_ int *sockets = control_sockets(manager->control);
+	int left = foreign_leave(
+		manager->foreign, sockets, sockets ? control_count(manager->control) : 0);
+	int result = store_exec(manager->store, manager->program, manager->arguments);
+
+	foreign_stay(left);
+	return result;
+}
+
 int manager_reexec(struct manager *manager, int caller)
 {
 	uint32_t caller_entry = 0;
@@ -355,7 +368,7 @@ int manager_reexec(struct manager *manager, int caller)
 	result = manager->state_failed ? -ENOMEM : 0;
 	if (result >= 0) {
 		keep_capabilities();
-		result = store_exec(manager->store, manager->program, manager->arguments);
+		result = exec_program(manager);
 	}
 	manager->orderly = false;
 	log_error("cannot run %s: %s; going on as before", manager->program, strerror(-result));

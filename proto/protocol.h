@@ -4,8 +4,11 @@
  * say to each other over worker.sock.
  *
  * Transport: AF_UNIX SOCK_SEQPACKET. One packet is one message with one set of descriptors
- * (SCM_RIGHTS); descriptors of different messages never mix, as they may on SOCK_STREAM. All
- * integers are little-endian. A message is a header and a body of the size that its type fixes
+ * (SCM_RIGHTS); descriptors of different messages never mix, as they may on SOCK_STREAM. Those of
+ * clients are sockets of IPv4 and IPv6 and pidfds; a message with others is answered with ERROR
+ * EBADF, and the connection stays.
+ *
+ * All integers are little-endian. A message is a header and a body of the size that its type fixes
  * (types with entries: a fixed part and `count` entries of fixed size). Bodies contain no padding
  * that carries meaning; reserved fields and unknown flags must be zero and are refused otherwise.
  *

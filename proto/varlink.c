@@ -47,6 +47,8 @@ static int make_room(struct varlink_buffer *buffer)
 
 int varlink_fill(struct varlink_buffer *buffer, int socket, size_t limit)
 {
+	struct iovec part = {.iov_len = READ_OCTETS};
+	struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
 	ssize_t n;
 	int result;
 
@@ -55,7 +57,14 @@ int varlink_fill(struct varlink_buffer *buffer, int socket, size_t limit)
 	result = make_room(buffer);
 	if (result < 0)
 		return result;
-	n = recv(socket, buffer->octets + buffer->length, READ_OCTETS, MSG_DONTWAIT);
+	part.iov_base = buffer->octets + buffer->length;
+	n = recvmsg(socket, &header, MSG_PEEK | MSG_DONTWAIT);
+	/* The kernel would throw them away here and now, which may take for ever (foreign.h). */
+	if (n >= 0 && header.msg_flags & MSG_CTRUNC)
+		return -EBADF;
+	/* These, and none that came since. */
+	if (n > 0)
+		n = recv(socket, part.iov_base, (size_t)n, MSG_DONTWAIT);
 	if (n > 0) {
 		buffer->length += (size_t)n;
 		return 1;

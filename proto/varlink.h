@@ -24,7 +24,8 @@ void varlink_done(struct varlink_buffer *buffer);
 
 /*
  * Reads what a non-blocking socket has, up to 64 KiB. Returns 1 when something came, 0 at the end
- * of the connection, -EAGAIN when there was nothing, -ENOBUFS when an unfinished message is longer
+ * of the connection, -EAGAIN when there was nothing, -EBADF when descriptors come, which no message
+ * has and which are not taken, -ENOBUFS when an unfinished message is longer
  * than limit octets, other negative errno of recv(2), -ENOMEM.
  */
 int varlink_fill(struct varlink_buffer *buffer, int socket, size_t limit);
