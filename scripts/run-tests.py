@@ -22,6 +22,7 @@ import xml.etree.ElementTree
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIRECTORIES = ("bpf", "classify", "client-lib", "common", "daemon", "examples", "proto", "tests", "tools")
 FUZZ_SECONDS = 10
+LEAK_TESTS = ("restart", "keeper")
 
 BUILDS = {
     "gcc": ("gcc", ["-Dwerror=true"]),
@@ -223,6 +224,21 @@ class Tests:
 
     def run_sanitize(self):
         self.unit("sanitize", "unit tests under AddressSanitizer and UndefinedBehaviorSanitizer")
+        directory = self.build("sanitize")
+        if not directory:
+            return
+        # Daemon, keeper and tools from start to end; each leak is a report, whoever looks at its status.
+        title = "system tests of restarts under the same"
+        with tempfile.TemporaryDirectory() as reports:
+            os.chmod(reports, 0o1777)
+            log = f"log_path={reports}/report"
+            self.system(title, directory, [f"tests/system/test_{name}.py" for name in LEAK_TESTS],
+                        {"ASAN_OPTIONS": f"detect_leaks=1:{log}",
+                         "UBSAN_OPTIONS": f"halt_on_error=1:print_stacktrace=1:{log}"})
+            found = sorted(pathlib.Path(reports).iterdir())
+            for path in found:
+                print(path.read_text(errors="replace"))
+            self.results.one(f"{title}: no report", not found)
 
     @staticmethod
     def together():
@@ -231,6 +247,28 @@ class Tests:
         and directories of its own.
         """
         return ["-n2", "--dist=loadfile"] if importlib.util.find_spec("xdist") else []
+
+    def system(self, title, directory, tests, environment=None):
+        with tempfile.TemporaryDirectory() as temporary:
+            report = pathlib.Path(temporary) / "report.xml"
+            status = run(["/usr/bin/python3", "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rsfE",
+                          *self.together(), "--durations=20", f"--junitxml={report}",
+                          "-o", "junit_logging=system-out", *tests], 5400,
+                         {"REUSEPORT_BUILD": str(directory), **(environment or {})}, quiet=False)
+            if not report.exists():
+                self.results.add(title, failed=1)
+                return
+            suites = list(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
+        total, failures, errors, skipped = (sum(int(suite.get(key, 0)) for suite in suites)
+                                            for key in ("tests", "failures", "errors", "skipped"))
+        failed = failures + errors
+        # Status 5: no test was collected.
+        if not failed and status:
+            failed = 1
+        problems = [describe(case, problem) for suite in suites for case in suite.iter("testcase")
+                    for problem in case if problem.tag in ("failure", "error")]
+        self.results.add(title, max(total - failures - errors - skipped, 0), failed, skipped,
+                         problems)
 
     def run_system(self):
         if not list((ROOT / "tests" / "system").glob("test_*.py")):
@@ -244,26 +282,7 @@ class Tests:
         if os.geteuid() == 0:
             for tree in ("trixie", "systemd-bookworm", "systemd-trixie", "debian-bookworm", "promtool"):
                 run([ROOT / "scripts" / "test-host", tree], 900, quiet=False)
-        with tempfile.TemporaryDirectory() as temporary:
-            report = pathlib.Path(temporary) / "report.xml"
-            status = run(["/usr/bin/python3", "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rsfE",
-                          *self.together(), "--durations=20", f"--junitxml={report}",
-                          "-o", "junit_logging=system-out", "tests/system"], 5400,
-                         {"REUSEPORT_BUILD": str(directory)}, quiet=False)
-            if not report.exists():
-                self.results.add("system tests", failed=1)
-                return
-            suites = list(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
-        total, failures, errors, skipped = (sum(int(suite.get(key, 0)) for suite in suites)
-                                            for key in ("tests", "failures", "errors", "skipped"))
-        failed = failures + errors
-        # Status 5: no test was collected.
-        if not failed and status:
-            failed = 1
-        problems = [describe(case, problem) for suite in suites for case in suite.iter("testcase")
-                    for problem in case if problem.tag in ("failure", "error")]
-        self.results.add("system tests", max(total - failures - errors - skipped, 0), failed, skipped,
-                         problems)
+        self.system("system tests", directory, ["tests/system"])
 
     def run_fuzz(self):
         sources = sorted((ROOT / "tests" / "fuzz").glob("fuzz-*.c"))
