@@ -90,7 +90,7 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1); /* quic-lb: set before loading, a power of two */
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct cid_set);
 } cid_cache SEC(".maps");
 
 struct {
@@ -161,7 +161,7 @@ __noinline __u32 decrypt_slot(__u32 rotation, __u64 check)
 	struct group_cpu *cpu = this_cpu();
 	struct quic_lb_words words;
 	struct quic_room *room;
-	__u64 *entry;
+	struct cid_set *set;
 	__u32 slot;
 
 	if (!cpu)
@@ -180,9 +180,11 @@ __noinline __u32 decrypt_slot(__u32 rotation, __u64 check)
 	if (service_of(slot) != rotation_service(rotation))
 		return SLOT_GONE | rotation_service(rotation);
 #endif
-	entry = bpf_map_lookup_elem(&cid_cache, &again(cpu)->key);
-	if (entry)
-		*entry = check | slot;
+	set = bpf_map_lookup_elem(&cid_cache, &again(cpu)->key);
+	if (set) {
+		set->word[1] = set->word[0];
+		set->word[0] = check | slot;
+	}
 	return slot;
 }
 
@@ -190,7 +192,8 @@ __noinline __u32 decrypt_slot(__u32 rotation, __u64 check)
 static __always_inline __u32 encrypted_slot(const __u8 *id, __u32 rotation)
 {
 	struct group_cpu *cpu = this_cpu();
-	__u64 word0, word1, hash, *entry;
+	__u64 word0, word1, hash, seen;
+	struct cid_set *set;
 
 	if (!cpu)
 		return INDEX_NONE;
@@ -200,10 +203,12 @@ static __always_inline __u32 encrypted_slot(const __u8 *id, __u32 rotation)
 	room_of(cpu)->block[1] = word1;
 	hash = cid_cache_hash(&quic_state.hash_key, word0, word1, rotation);
 	cpu->key = hash & settings.cid_cache_mask;
-	entry = bpf_map_lookup_elem(&cid_cache, &cpu->key);
-	if (entry) {
-		__u64 seen = *entry;
-
+	set = bpf_map_lookup_elem(&cid_cache, &cpu->key);
+	if (set) {
+		seen = *(volatile __u64 *)&set->word[0];
+		if ((seen ^ hash) <= CID_CACHE_SLOT)
+			return seen & CID_CACHE_SLOT;
+		seen = *(volatile __u64 *)&set->word[1];
 		if ((seen ^ hash) <= CID_CACHE_SLOT)
 			return seen & CID_CACHE_SLOT;
 	}

@@ -28,6 +28,8 @@ enum cid_mode { /* ConnectionID=; values as in proto/protocol.h */
 	CID_OPAQUE = 5,
 };
 
+#define LISTENER_FLOWS_MIN 256 /* Flows= */
+
 struct config_words {
 	char **word;
 	size_t n;
@@ -53,9 +55,9 @@ struct listener_config {
 	bool standby_hold;     /* Standby=hold (default) or refuse */
 	uint64_t standby_timeout_usec; /* StandbyTimeoutSec=, default 30 s, 0: for ever */
 	uint64_t flow_timeout_usec;    /* FlowTimeoutSec=, UDP and QUIC, default 60 s */
-	uint32_t n_flows;       /* Flows=, entries of the flow map, default 65536, power of two */
-	enum cid_mode cid_mode; /* ConnectionID=, QUIC only, default quic-lb */
-	uint16_t host_id;       /* HostID= of the daemon */
+	uint32_t n_flows;              /* Flows=, default 65536, a power of two */
+	enum cid_mode cid_mode;        /* ConnectionID=, QUIC only, default quic-lb */
+	uint16_t host_id;              /* HostID= of the daemon */
 	char *key_file; /* ConnectionIDKeyFile=, quic-lb only, a full path; NULL: keys are made */
 	char *share;    /* Share=, QUIC only; NULL: the listener is its service's alone */
 	struct config_words server_names; /* MatchServerName=, lower case, no dot at the end */

@@ -64,6 +64,17 @@ static struct bpf_object *open_object(const struct listener_config *config)
 	return bpf_object__open_mem(bytes, size, NULL);
 }
 
+/*
+ * Where an ID names its worker, only handshakes are remembered, for seconds instead of minutes: an
+ * eighth of the entries.
+ */
+static uint32_t n_flows(const struct listener_config *config)
+{
+	if (config->transport != TRANSPORT_QUIC || config->cid_mode == CID_OPAQUE || config->share)
+		return config->n_flows;
+	return MAX(config->n_flows / 8, LISTENER_FLOWS_MIN);
+}
+
 static int prepare_object(struct group *group, const struct listener_config *config, int ring)
 {
 	struct bpf_map *flows = bpf_object__find_map_by_name(group->object, "flow_map");
@@ -74,7 +85,7 @@ static int prepare_object(struct group *group, const struct listener_config *con
 	if (result < 0)
 		return result;
 	if (flows) {
-		group->n_flow_sets = MAX(config->n_flows / FLOW_WAYS, 1u);
+		group->n_flow_sets = MAX(n_flows(config) / FLOW_WAYS, 1u);
 		result = bpf_map__set_max_entries(flows, (uint32_t)group->n_flow_sets);
 	}
 	if (result >= 0 && config->transport == TRANSPORT_QUIC)

@@ -53,12 +53,18 @@ static uint32_t n_dcid_sets(const struct listener_config *config)
 	return MAX(config->n_flows / DCID_CACHE_WAYS, 1u) * 2;
 }
 
+/* Half as many IDs as Flows=, two a set. */
+static uint32_t n_cid_sets(const struct listener_config *config)
+{
+	return MAX(config->n_flows / 2, LISTENER_FLOWS_MIN) / CID_CACHE_WAYS;
+}
+
 int group_quic_prepare(struct bpf_object *object, const struct listener_config *config)
 {
 	struct bpf_map *map = bpf_object__find_map_by_name(object, ".rodata.settings");
 	struct quic_settings *settings;
 	bool all = config->share;
-	uint32_t n_cached = all || config->cid_mode == CID_QUIC_LB ? config->n_flows : 1;
+	uint32_t n_cached = all || config->cid_mode == CID_QUIC_LB ? n_cid_sets(config) : 1;
 	size_t size;
 	int result;
 

@@ -28,7 +28,8 @@ int group_share_new(struct group_share **ret, struct group *group)
 
 	if (!share)
 		return -ENOMEM;
-	share->n_cached = bpf_map__max_entries(bpf_object__find_map_by_name(object, "cid_cache"));
+	share->n_cached = CID_CACHE_WAYS *
+			  bpf_map__max_entries(bpf_object__find_map_by_name(object, "cid_cache"));
 	share->n_choice_sets =
 		bpf_map__max_entries(bpf_object__find_map_by_name(object, "choice_map"));
 	share->page_map = bpf_object__find_map_fd_by_name(object, ".data.page");
