@@ -168,16 +168,6 @@ static void judge(struct look *look)
 	}
 }
 
-static uint64_t count_packets(const struct listener *listener)
-{
-	uint64_t verdicts[VERDICT_COUNT], n = 0;
-
-	group_read_counters(listener->group, verdicts);
-	for (int i = 0; i < VERDICT_COUNT; i++)
-		n += verdicts[i];
-	return n;
-}
-
 /* What was known is replaced by what is seen now. */
 static void keep(struct health *health, struct look *look)
 {
@@ -231,17 +221,15 @@ void health_tick(struct listener *listener)
 		.now = now_monotonic(),
 		.timeout = listener->service->config->stall_timeout_usec,
 	};
-	uint64_t packets;
 
 	if (!look.timeout) {
 		if (health->n_suspects)
 			forget_all(listener);
 		return;
 	}
-	packets = count_packets(listener);
-	if (packets == health->packets && !health->n_suspects)
+	if (listener->watch.packets == health->packets && !health->n_suspects)
 		return;
-	health->packets = packets;
+	health->packets = listener->watch.packets;
 	look.n_active = count_active(listener);
 	if (look.n_active < 2 && !health->n_suspects)
 		return;

@@ -118,6 +118,7 @@ struct service {
 	size_t n_listeners;
 	struct registration *registrations;
 	int32_t reserved_slot; /* of the next worker, where UDP standbys stand; -1: none */
+	uint32_t turn;         /* of the clock: whose sockets are looked at */
 	bool removed;          /* left the configuration, workers drain */
 };
 
@@ -271,6 +272,9 @@ void registration_tell_drain(struct registration *registration);
 unsigned registration_undrain(struct registration *registration, int32_t slot);
 /* Looks which sockets are left; may free the registration. */
 void registration_check(struct registration *registration);
+/* Whether it may end, or others' may, with no other sign than that its sockets are gone, or that
+ * time has passed. */
+bool registration_is_awaited(const struct registration *registration);
 
 /* As JSON; without memory text->failed is set. */
 void registration_write(struct registration *registration, struct text *text);

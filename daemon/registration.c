@@ -528,6 +528,17 @@ unsigned registration_undrain(struct registration *registration, int32_t slot)
 	return n;
 }
 
+bool registration_is_awaited(const struct registration *registration)
+{
+	if (registration->exited || !registration->client || registration->adopted_usec ||
+		registration->service->removed)
+		return true;
+	for (uint32_t i = 0; i < registration->n_workers; i++)
+		if (registration->workers[i].state == WORKER_DRAINING)
+			return true;
+	return false;
+}
+
 void registration_check(struct registration *registration)
 {
 	struct service *service = registration->service;

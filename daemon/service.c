@@ -19,6 +19,8 @@
 #include "daemon/store.h"
 #include "daemon/stranger.h"
 
+#define SOCKETS_LOOKED_AT 128 /* each second, of workers from whom nothing is awaited */
+
 const char *worker_state_name(enum worker_state state)
 {
 	static const char *const names[] = {"joining", "active", "draining"};
@@ -547,6 +549,28 @@ void service_reconcile(struct service *service)
 	service_update_loads(service);
 }
 
+/*
+ * A socket that is closed is found by the first packet that should go there (on_slot_event()), the
+ * end of a process or connection tells of itself, and where nothing comes, nothing is lost. So of
+ * many workers from whom nothing is awaited some are looked at each second, in turn.
+ */
+static void check_registrations(struct service *service)
+{
+	uint64_t n = 0;
+	uint32_t turns;
+
+	for (const struct registration *r = service->registrations; r; r = r->next)
+		n += r->n_workers * service->n_listeners;
+	turns = (uint32_t)((n + SOCKETS_LOOKED_AT - 1) / SOCKETS_LOOKED_AT);
+	service->turn++;
+	for (struct registration *r = service->registrations, *next; r; r = next) {
+		next = r->next;
+		if (turns <= 1 || r->id % turns == service->turn % turns ||
+			registration_is_awaited(r))
+			registration_check(r);
+	}
+}
+
 void service_tick(struct service *service)
 {
 	for (size_t i = 0; i < service->n_listeners; i++) {
@@ -565,9 +589,6 @@ void service_tick(struct service *service)
 			group_make_standby(listener->group, listener->config,
 				(uint16_t)service->reserved_slot, &step);
 	}
-	for (struct registration *r = service->registrations, *next; r; r = next) {
-		next = r->next;
-		registration_check(r);
-	}
+	check_registrations(service);
 	service_retire_keys(service);
 }

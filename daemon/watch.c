@@ -43,17 +43,17 @@ static void watch_standby(struct listener *listener, uint64_t standby)
  * own hash sends there while the program is not attached, which is the sign. Whatever of the former
  * was dropped since the last look was counted since the look before it at the latest.
  */
-static void watch_sink(struct listener *listener)
+static void watch_sink(struct listener *listener, uint64_t invalid_before)
 {
 	const struct group *whole = listener->group->whole;
 	struct watch *watch = &listener->watch;
-	uint64_t verdicts[VERDICT_COUNT], invalid_before, sunk;
+	uint64_t verdicts[VERDICT_COUNT], sunk;
 
-	group_read_counters(whole, verdicts);
-	invalid_before = verdicts[VERDICT_INVALID];
 	sunk = sink_filter_count(&whole->sink_filter);
-	group_read_counters(whole, verdicts);
-	if (sunk - watch->sunk > TRAIN_MAX * (verdicts[VERDICT_INVALID] - watch->invalid[1]))
+	if (sunk != watch->sunk)
+		group_read_counters(whole, verdicts);
+	if (sunk != watch->sunk &&
+		sunk - watch->sunk > TRAIN_MAX * (verdicts[VERDICT_INVALID] - watch->invalid[1]))
 		event_listener(EVENT_HEALED, listener, NULL,
 			"a worker had taken its program from the group: %llu packets that came to the "
 			"daemon's own socket are lost; it is attached again",
@@ -68,6 +68,11 @@ void watch_tick(struct listener *listener)
 	uint64_t verdicts[VERDICT_COUNT];
 
 	group_read_counters(listener->group, verdicts);
+	listener->watch.packets = 0;
+	for (int i = 0; i < VERDICT_COUNT; i++)
+		listener->watch.packets += verdicts[i];
 	watch_standby(listener, verdicts[VERDICT_STANDBY]);
-	watch_sink(listener);
+	if (listener->group->whole != listener->group)
+		group_read_counters(listener->group->whole, verdicts);
+	watch_sink(listener, verdicts[VERDICT_INVALID]);
 }

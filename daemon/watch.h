@@ -12,6 +12,7 @@ struct listener;
 
 /* Of a listener. */
 struct watch {
+	uint64_t packets;    /* that the program had seen at the last look */
 	uint64_t standby;    /* what had come to it at the last look */
 	bool told_standby;   /* of those that come now */
 	uint64_t sunk;       /* what had come to the sink */
