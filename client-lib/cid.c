@@ -17,11 +17,9 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 
-#define OPENSSL_SUPPRESS_DEPRECATED /* SHA256_*: the interface that neither allocates nor locks */
-#include <openssl/sha.h>
-
 #include "bpf/quic_lb.h"
 #include "client-lib/context.h"
+#include "common/hmac.h"
 
 #define NONCE_PREFIX_OCTETS 4
 #define COUNTER_BITS_MAX 48
@@ -275,34 +273,6 @@ _public_ int reuseport_cid_retire(struct reuseport *r, unsigned worker, unsigned
 	return change_cids(r, PROTOCOL_CID_RETIRE, worker, listener, cids, n_cids, timeout_msec);
 }
 
-/* HMAC-SHA256 (RFC 2104) of label || data under a key that is shorter than a block. */
-static void hmac(const uint8_t key[REUSEPORT_SECRET_OCTETS], const char *label, const uint8_t *data,
-	size_t length, uint8_t out[SHA256_DIGEST_LENGTH])
-{
-	uint8_t block[SHA256_CBLOCK], inner[SHA256_DIGEST_LENGTH];
-	SHA256_CTX context;
-
-	memset(block, 0x36, sizeof(block));
-	for (size_t i = 0; i < REUSEPORT_SECRET_OCTETS; i++)
-		block[i] ^= key[i];
-	SHA256_Init(&context);
-	SHA256_Update(&context, block, sizeof(block));
-	SHA256_Update(&context, label, strlen(label));
-	SHA256_Update(&context, data, length);
-	SHA256_Final(inner, &context);
-
-	for (size_t i = 0; i < sizeof(block); i++)
-		block[i] ^= 0x36 ^ 0x5c;
-	SHA256_Init(&context);
-	SHA256_Update(&context, block, sizeof(block));
-	SHA256_Update(&context, inner, sizeof(inner));
-	SHA256_Final(out, &context);
-
-	explicit_bzero(block, sizeof(block));
-	explicit_bzero(inner, sizeof(inner));
-	explicit_bzero(&context, sizeof(context));
-}
-
 static int find_secret(const struct reuseport *r, unsigned listener, const uint8_t **ret)
 {
 	if (listener >= r->n_listeners)
@@ -325,7 +295,7 @@ _public_ int reuseport_reset_token(const struct reuseport *r, unsigned listener,
 		return result;
 	if (cid_length < 1 || cid_length > REUSEPORT_CID_OCTETS)
 		return -EINVAL;
-	hmac(secret, "reset", cid, cid_length, digest);
+	hmac_sha256(secret, REUSEPORT_SECRET_OCTETS, "reset", cid, cid_length, digest);
 	memcpy(token, digest, REUSEPORT_TOKEN_OCTETS);
 	explicit_bzero(digest, sizeof(digest));
 	return 0;
@@ -340,6 +310,6 @@ _public_ int reuseport_token_secret(
 	result = find_secret(r, listener, &shared);
 	if (result < 0)
 		return result;
-	hmac(shared, "token", (const uint8_t *)"", 0, secret);
+	hmac_sha256(shared, REUSEPORT_SECRET_OCTETS, "token", (const uint8_t *)"", 0, secret);
 	return 0;
 }

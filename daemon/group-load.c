@@ -181,6 +181,22 @@ void *group_map_memory(const struct bpf_object *object, const char *name, size_t
 	return memory == MAP_FAILED ? NULL : memory;
 }
 
+/* What the maps began with is in the kernel now: a copy of it, as large as the listener map. */
+static void forget_initial_values(const struct bpf_object *object)
+{
+	struct bpf_map *map;
+
+	bpf_object__for_each_map(map, object)
+	{
+		size_t size;
+		const void *memory = bpf_map__initial_value(map, &size);
+
+		/* A libbpf that has mapped the map itself there refuses. */
+		if (memory)
+			madvise((void *)memory, size, MADV_REMOVE);
+	}
+}
+
 /* Ticks for which the flow map remembers: a flow, or the datagrams of a QUIC handshake. */
 static uint32_t flow_ticks(const struct listener_config *config)
 {
@@ -247,6 +263,7 @@ int group_load(struct group *group, const struct listener_config *config,
 		result = sink_filter_new(&group->sink_filter);
 	if (result < 0)
 		return result;
+	forget_initial_values(group->object);
 	keep_maps(group);
 	for (uint32_t i = 0; i < INDEX_KEYS && !group->inherited[GROUP_SLOT_KEYS]; i++)
 		group->slot_key[i] = INDEX_NONE;

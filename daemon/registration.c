@@ -663,11 +663,17 @@ void registration_write(struct registration *registration, struct text *text)
 	const uint32_t client = registration->client ? client_id(registration->client) : 0;
 	size_t n = MAX(registration->n_workers, registration->max_workers);
 	uint32_t versions[PROTOCOL_LISTENERS_MAX] = {0};
+	const size_t head = offsetof(struct registration, granted);
+	const size_t tail = offsetof(struct registration, n_granted);
+	const size_t granted = registration->n_granted * sizeof(uint32_t);
+	/* What lies behind n_granted is nothing: there are thousands of these. */
 	const struct iovec parts[] = {
-		{registration, offsetof(struct registration, saved)},
+		{registration, head + granted},
+		{&registration->n_granted, offsetof(struct registration, saved) - tail},
 		{registration->workers, n * sizeof(*registration->workers)},
-		{registration->told, n * PROTOCOL_LISTENERS_MAX * sizeof(*registration->told)},
-		{versions, sizeof(versions)},
+		{registration->told,
+			(n - 1) * PROTOCOL_LISTENERS_MAX * sizeof(*registration->told) + granted},
+		{versions, granted},
 		{(void *)&client, sizeof(client)},
 	};
 
