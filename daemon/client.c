@@ -537,17 +537,23 @@ bool client_is_kept(const struct client *client)
 	return client->entry;
 }
 
+static void write_number(struct text *text, const char *name, int64_t number)
+{
+	text_add_string(text, name);
+	text_add_number(text, number);
+}
+
+/* There are as many as workers, and all of it is numbers. */
 void client_write(const struct client *client, struct text *text)
 {
-	char json[160];
-
-	/* There are as many as workers, and all of it is numbers. */
-	snprintf(json, sizeof(json),
-		"{\"id\":%u,\"entry\":%u,\"greeted\":%s,\"pid\":%d,\"peer\":%u,\"granting\":%u,"
-		"\"sequence\":%u}",
-		client->id, client->entry, client->greeted ? "true" : "false",
-		(int)client->peer.pid, client->peer_entry, client->granting, client->sequence);
-	text_add_string(text, json);
+	write_number(text, "{\"id\":", client->id);
+	write_number(text, ",\"entry\":", client->entry);
+	text_add_string(text, client->greeted ? ",\"greeted\":true" : ",\"greeted\":false");
+	write_number(text, ",\"pid\":", client->peer.pid);
+	write_number(text, ",\"peer\":", client->peer_entry);
+	write_number(text, ",\"granting\":", client->granting);
+	write_number(text, ",\"sequence\":", client->sequence);
+	text_add_string(text, "}");
 }
 
 struct client *client_next(const struct client *client)

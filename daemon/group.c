@@ -328,13 +328,41 @@ static bool same_table(const struct listener_table *a, const struct listener_tab
 						a->n_entries * sizeof(*a->entries))));
 }
 
+/* Who they are and what they weigh, in their order. */
+static uint64_t hash_members(const struct maglev_member *members, size_t n_members)
+{
+	uint64_t hash = n_members;
+
+	for (size_t i = 0; i < n_members; i++) {
+		hash ^= (uint64_t)members[i].slot << 16 | members[i].weight;
+		hash *= 0x9e3779b97f4a7c15ULL;
+		hash ^= hash >> 29;
+	}
+	return hash;
+}
+
+static bool same_members(
+	const struct listener_table *table, const struct maglev_member *members, size_t n_members)
+{
+	if (table->n_active != n_members)
+		return false;
+	for (size_t i = 0; i < n_members; i++)
+		if (table->active[i] != members[i].slot)
+			return false;
+	return true;
+}
+
 int group_set_members(struct group *group, const struct maglev_member *members, size_t n_members)
 {
 	struct listener_map *map = group->listener_map;
 	uint32_t spare = !(map->current & 1);
 	struct listener_table *table = &map->tables[spare];
+	uint64_t hash = hash_members(members, n_members);
 	int result;
 
+	/* Most of what a service is updated for changes no table. */
+	if (group->members_hash == hash && same_members(&map->tables[!spare], members, n_members))
+		return 0;
 	if (n_members) {
 		table->n_entries = maglev_size(members, n_members, TABLE_SIZE);
 		result = maglev_fill(table->entries, table->n_entries, members, n_members);
@@ -344,6 +372,7 @@ int group_set_members(struct group *group, const struct maglev_member *members, 
 	for (size_t i = 0; i < n_members; i++)
 		table->active[i] = members[i].slot;
 	table->n_active = (uint32_t)n_members;
+	group->members_hash = hash;
 	if (same_table(table, &map->tables[!spare]))
 		return 0;
 	__atomic_store_n(&map->current, spare | (map->current & LISTENER_LOADS), __ATOMIC_RELEASE);

@@ -84,6 +84,7 @@ struct group {
 	uint64_t left;    /* of those that came to the standby: how many are no longer there */
 	uint64_t expired; /* connections or datagrams that waited too long, in all */
 	uint64_t generation;
+	uint64_t members_hash;  /* of those that the current table is made for; 0: not known */
 	uint64_t switched_usec; /* of the last switch of tables, CLOCK_REALTIME; 0: never */
 	struct store *store;
 	uint32_t map_entry[GROUP_MAPS]; /* in the store; 0: none */

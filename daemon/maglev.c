@@ -69,7 +69,7 @@ static void append(struct round *round, struct candidate *candidates, uint32_t i
 }
 
 /* The next free entry of the candidate's permutation. There is one. */
-static uint32_t take_entry(struct candidate *candidate, bool *used, uint32_t size)
+static uint32_t take_entry(struct candidate *candidate, uint64_t *used, uint32_t size)
 {
 	uint32_t entry;
 
@@ -78,14 +78,14 @@ static uint32_t take_entry(struct candidate *candidate, bool *used, uint32_t siz
 		candidate->position += candidate->skip;
 		if (candidate->position >= size)
 			candidate->position -= size;
-	} while (used[entry]);
-	used[entry] = true;
+	} while (used[entry / 64] >> entry % 64 & 1);
+	used[entry / 64] |= 1ULL << entry % 64;
 	candidate->taken++;
 	return entry;
 }
 
 static void fill(uint16_t *entries, uint32_t size, struct candidate *candidates, uint32_t heaviest,
-	struct round *rounds, uint32_t n_rounds, bool *used)
+	struct round *rounds, uint32_t n_rounds, uint64_t *used)
 {
 	uint32_t filled = 0;
 
@@ -131,7 +131,8 @@ int maglev_fill(
 	_cleanup_free_ void *memory = NULL;
 	struct candidate *candidates;
 	struct round *rounds;
-	bool *used;
+	uint64_t *used;
+	size_t n_words = size / 64 + 1;
 	uint32_t heaviest = 0;
 	uint64_t sum = 0, n_rounds;
 
@@ -146,14 +147,16 @@ int maglev_fill(
 	/* After r rounds at least r * sum / heaviest - n_members entries are taken. */
 	n_rounds = ((uint64_t)size + n_members) * heaviest / sum + 1;
 
-	memory = malloc(n_members * sizeof(*candidates) + n_rounds * sizeof(*rounds) +
-			size * sizeof(*used));
+	memory = malloc(n_words * sizeof(*used) + n_members * sizeof(*candidates) +
+			n_rounds * sizeof(*rounds));
 	if (!memory)
 		return -ENOMEM;
-	candidates = memory;
+	/* A bit for each entry: nearly all looks at a table that fills are in vain, and these 8 KiB
+	 * stay near. */
+	used = memory;
+	candidates = (struct candidate *)(used + n_words);
 	rounds = (struct round *)(candidates + n_members);
-	used = (bool *)(rounds + n_rounds);
-	memset(used, 0, size * sizeof(*used));
+	memset(used, 0, n_words * sizeof(*used));
 	for (uint64_t r = 0; r < n_rounds; r++)
 		rounds[r].first = NONE;
 

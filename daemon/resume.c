@@ -53,8 +53,9 @@ static void write_service(struct text *text, const struct service *service)
 	text_add_string(text, "]}");
 }
 
-static void write_all(struct text *text, const struct manager *manager)
+static void write_all(struct text *text, void *user_data)
 {
+	const struct manager *manager = user_data;
 	const char *comma = "";
 
 	text_add_object_open(text,
@@ -88,12 +89,8 @@ static void write_all(struct text *text, const struct manager *manager)
 static int write_state(void *user_data)
 {
 	struct manager *manager = user_data;
-	struct text text = {0};
-	int result;
+	int result = state_write_by(manager->state, write_all, manager);
 
-	write_all(&text, manager);
-	result = text.failed ? -ENOMEM : state_write_text(manager->state, text.octets, text.length);
-	text_done(&text);
 	if (result < 0 && !manager->state_failed)
 		log_warning(
 			"cannot keep the state for the next start of the daemon: %s; it would go "

@@ -5,34 +5,48 @@
 
 #include "common/util.h"
 
+static void leave(struct text *text)
+{
+	if (!text->failed && text->length &&
+		text->leave(text->octets, text->length, text->user_data) < 0)
+		text->failed = true;
+	text->length = 0;
+}
+
+/* What is full leaves when there is more, not before: text_add_object_open() takes an octet back.
+ */
 void text_add(struct text *text, const char *octets, size_t length)
 {
-	if (text->failed)
-		return;
-	if (text->room - text->length < length) {
-		size_t room = MAX(MAX(2 * text->room, text->length + length), (size_t)4096);
-		char *more = malloc(room);
+	while (length > 0) {
+		size_t n;
 
-		if (!more) {
-			text->failed = true;
-			return;
-		}
-		/* Keys are in it: no copy is left behind. */
-		if (text->length) {
-			memcpy(more, text->octets, text->length);
-			explicit_bzero(text->octets, text->length);
-		}
-		free(text->octets);
-		text->octets = more;
-		text->room = room;
+		if (text->length == TEXT_ROOM)
+			leave(text);
+		n = MIN(length, TEXT_ROOM - text->length);
+		memcpy(text->octets + text->length, octets, n);
+		text->length += n;
+		octets += n;
+		length -= n;
 	}
-	memcpy(text->octets + text->length, octets, length);
-	text->length += length;
 }
 
 void text_add_string(struct text *text, const char *string)
 {
 	text_add(text, string, strlen(string));
+}
+
+void text_add_number(struct text *text, int64_t number)
+{
+	uint64_t rest = number < 0 ? -(uint64_t)number : (uint64_t)number;
+	char digits[21];
+	size_t at = sizeof(digits);
+
+	do
+		digits[--at] = (char)('0' + rest % 10);
+	while (rest /= 10);
+	if (number < 0)
+		digits[--at] = '-';
+	text_add(text, digits + at, sizeof(digits) - at);
 }
 
 static int add_some(const char *octets, size_t length, void *user_data)
@@ -57,12 +71,10 @@ void text_add_object_open(struct text *text, json_t *json)
 		text->length--;
 }
 
-void text_done(struct text *text)
+void text_end(struct text *text)
 {
-	if (text->octets)
-		explicit_bzero(text->octets, text->length);
-	free(text->octets);
-	*text = (struct text){0};
+	leave(text);
+	explicit_bzero(text->octets, sizeof(text->octets));
 }
 
 static size_t total(const struct iovec *parts, size_t n_parts)

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "common/util.h"
+#include "daemon/state-text.h"
 
 #define PAGE_OCTETS 4096
 #define HEADER_OCTETS (PAGE_OCTETS + STATE_NOTE_MAX)
@@ -37,11 +38,12 @@ struct state {
 	struct header *header; /* mapped */
 };
 
-/* Against what was torn or overwritten, not against anybody's intention. */
-static uint64_t checksum(const char *octets, size_t n, uint64_t generation)
+/*
+ * Against what was torn or overwritten, not against anybody's intention. Of parts one after the
+ * other, of which all but the last have a multiple of 8 octets.
+ */
+static uint64_t checksum(uint64_t sum, const char *octets, size_t n)
 {
-	uint64_t sum = 0xcbf29ce484222325ULL ^ generation;
-
 	for (; n >= 8; n -= 8, octets += 8) {
 		uint64_t word;
 
@@ -52,6 +54,11 @@ static uint64_t checksum(const char *octets, size_t n, uint64_t generation)
 	for (; n > 0; n--)
 		sum = (sum ^ (uint8_t)*octets++) * 0x100000001b3ULL;
 	return sum;
+}
+
+static uint64_t checksum_begin(uint64_t generation)
+{
+	return 0xcbf29ce484222325ULL ^ generation;
 }
 
 static int map_header(struct state *state)
@@ -191,41 +198,87 @@ static int write_all(int fd, const char *octets, size_t n, uint64_t offset)
 	return 0;
 }
 
-int state_write_text(struct state *state, const char *text, size_t length)
+/* A text on its way to the half that is not current. */
+struct write {
+	struct state *state;
+	struct half *half;
+	uint64_t length, checksum;
+	int result;
+};
+
+/* Where there is too little room the rest is only counted. */
+static int take_part(const char *octets, size_t n, void *user_data)
+{
+	struct write *write = user_data;
+	uint64_t offset = write->half->offset + write->length;
+
+	write->length += n;
+	if (write->length > write->half->room) {
+		write->result = -ENOBUFS;
+		return 0;
+	}
+	write->checksum = checksum(write->checksum, octets, n);
+	write->result = write_all(write->state->fd, octets, n, offset);
+	return write->result;
+}
+
+/* -ENOBUFS: it needs more room than there is, write->length. */
+static int write_half(struct write *write, uint64_t generation,
+	void (*add)(struct text *text, void *user_data), void *user_data)
+{
+	struct text text = {.leave = take_part, .user_data = write};
+
+	write->length = 0;
+	write->checksum = checksum_begin(generation);
+	write->result = 0;
+	add(&text, user_data);
+	text_end(&text);
+	if (text.failed && (write->result >= 0 || write->result == -ENOBUFS))
+		return -ENOMEM;
+	return write->result;
+}
+
+int state_write_by(
+	struct state *state, void (*add)(struct text *text, void *user_data), void *user_data)
 {
 	struct header *header = state->header;
 	uint32_t spare = !header->current;
 	struct half *half = &header->half[spare];
 	uint64_t generation = header->half[header->current].generation + 1;
+	struct write write = {.state = state, .half = half};
 	int result;
 
 	half->generation = 0; /* what stands there is nothing until it is whole */
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	result = make_room(state, half, length);
+	result = make_room(state, half, 1);
 	if (result >= 0)
-		result = write_all(state->fd, text, length, half->offset);
-	if (result < 0)
+		result = write_half(&write, generation, add, user_data);
+	while (result == -ENOBUFS) {
+		result = make_room(state, half, write.length);
+		if (result >= 0)
+			result = write_half(&write, generation, add, user_data);
+	}
+	if (result < 0) {
+		if (half->room)
+			fallocate(state->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				(off_t)half->offset, (off_t)half->room);
 		return result;
-	half->length = length;
-	half->checksum = checksum(text, length, generation);
+	}
+	half->length = write.length;
+	half->checksum = write.checksum;
 	half->generation = generation;
 	__atomic_store_n(&header->current, spare, __ATOMIC_SEQ_CST);
 	return 0;
 }
 
-int state_write(struct state *state, const json_t *json)
+static void add_object(struct text *text, void *user_data)
 {
-	char *text = json_dumps(json, JSON_COMPACT);
-	size_t length;
-	int result;
+	text_add_json(text, json_incref(user_data));
+}
 
-	if (!text)
-		return -ENOMEM;
-	length = strlen(text);
-	result = state_write_text(state, text, length);
-	explicit_bzero(text, length);
-	free(text);
-	return result;
+int state_write(struct state *state, json_t *json)
+{
+	return state_write_by(state, add_object, json);
 }
 
 static int read_half(const struct state *state, const struct half *half, json_t **ret)
@@ -248,7 +301,7 @@ static int read_half(const struct state *state, const struct half *half, json_t 
 			return -EBADMSG;
 		n += (size_t)got;
 	}
-	if (checksum(text, n, half->generation) != half->checksum)
+	if (checksum(checksum_begin(half->generation), text, n) != half->checksum)
 		return -EBADMSG;
 	json = json_loadb(text, n, JSON_REJECT_DUPLICATES, &error);
 	explicit_bzero(text, n);

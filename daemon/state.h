@@ -16,6 +16,7 @@
 #include <jansson.h>
 
 struct state;
+struct text;
 
 #define STATE_FORMAT 1
 #define STATE_NOTE_MAX 16384
@@ -30,9 +31,11 @@ struct state *state_free(struct state *state);
 int state_fd(const struct state *state);
 
 /* On failure (-ENOMEM, -ENOSPC, -EFBIG) what was written before stays current. */
-int state_write(struct state *state, const json_t *json);
-/* The same, of a JSON object that is text already. */
-int state_write_text(struct state *state, const char *text, size_t length);
+int state_write(struct state *state, json_t *json);
+/* The same, of the JSON object that add() adds to the text. It is called again, and has to add the
+ * same, when there was too little room. */
+int state_write_by(
+	struct state *state, void (*add)(struct text *text, void *user_data), void *user_data);
 /* The current one, a new reference. -ENODATA: nothing was written yet. -EBADMSG: both halves are
  * damaged, or it is no JSON. */
 int state_read(const struct state *state, json_t **ret);

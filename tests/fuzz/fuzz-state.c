@@ -11,6 +11,7 @@
 #include "daemon/state-check.c"
 #include "daemon/state-config.c"
 #include "daemon/state.c"
+#include "daemon/state-text.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -11,6 +11,7 @@
 #include "daemon/state-check.c"
 #include "daemon/state-config.c"
 #include "daemon/state.c"
+#include "daemon/state-text.c"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -180,6 +181,65 @@ static void what_cannot_be_written_changes_nothing(void **unused)
 	write_mark(state, 300, 3);
 	assert_int_equal(mark_of(state), 3);
 	state_free(state);
+}
+
+struct collected {
+	char octets[3 * TEXT_ROOM];
+	size_t length;
+	int result; /* of each part */
+};
+
+static int collect(const char *octets, size_t length, void *user_data)
+{
+	struct collected *collected = user_data;
+
+	assert_in_range(length, 1, TEXT_ROOM);
+	assert_in_range(collected->length + length, 1, sizeof(collected->octets));
+	memcpy(collected->octets + collected->length, octets, length);
+	collected->length += length;
+	return collected->result;
+}
+
+static void text_leaves_in_parts_whatever_it_is_made_of(void **unused)
+{
+	static const char numbers[] = "0,-1,9223372036854775807,-9223372036854775808";
+
+	/* Wherever a part ends: the brace that is taken back is the first or last octet of one. */
+	for (size_t before = TEXT_ROOM - 60; before < TEXT_ROOM + 4; before++) {
+		struct collected collected = {0};
+		struct text text = {.leave = collect, .user_data = &collected};
+		char expected[200];
+
+		for (size_t i = 0; i < before; i++)
+			text_add(&text, "x", 1);
+		text_add_object_open(&text, json_pack("{s:i}", "a", 1));
+		text_add_string(&text, ",\"b\":[");
+		text_add_number(&text, 0);
+		text_add_string(&text, ",");
+		text_add_number(&text, -1);
+		text_add_string(&text, ",");
+		text_add_number(&text, INT64_MAX);
+		text_add_string(&text, ",");
+		text_add_number(&text, INT64_MIN);
+		text_add_string(&text, "]}");
+		text_end(&text);
+		assert_false(text.failed);
+		snprintf(expected, sizeof(expected), "{\"a\":1,\"b\":[%s]}", numbers);
+		assert_int_equal(collected.length, before + strlen(expected));
+		assert_memory_equal(collected.octets + before, expected, strlen(expected));
+	}
+}
+
+static void text_of_which_a_part_cannot_leave_has_failed(void **unused)
+{
+	struct collected collected = {.result = -ENOSPC};
+	struct text text = {.leave = collect, .user_data = &collected};
+
+	for (size_t i = 0; i < 2 * TEXT_ROOM + 1; i++)
+		text_add(&text, "x", 1);
+	text_end(&text);
+	assert_true(text.failed);
+	assert_int_equal(collected.length, TEXT_ROOM);
 }
 
 static struct listener_config *example_listener(void)
@@ -361,6 +421,8 @@ int main(void)
 		cmocka_unit_test(half_a_write_is_none),
 		cmocka_unit_test(damage_is_seen),
 		cmocka_unit_test(what_cannot_be_written_changes_nothing),
+		cmocka_unit_test(text_leaves_in_parts_whatever_it_is_made_of),
+		cmocka_unit_test(text_of_which_a_part_cannot_leave_has_failed),
 		cmocka_unit_test(configuration_comes_back_in_every_field),
 		cmocka_unit_test(users_of_a_service_come_back),
 		cmocka_unit_test(keys_come_back_and_prefixes_go_on),
