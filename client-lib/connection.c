@@ -67,22 +67,26 @@ static int wait_for(int fd, short events, uint64_t deadline)
 	}
 }
 
-static void wake(struct reuseport *r)
+void connection_wake(struct reuseport *r)
 {
 	if (r->wake_fd >= 0)
 		eventfd_write(r->wake_fd, 1);
 }
 
-/* The connection is over; the application hears of it at the next dispatch. */
-static void disconnect(struct reuseport *r, int error, const char *text)
+/* The application hears of it at the next dispatch. */
+void connection_lost(struct reuseport *r, int error, const char *text)
 {
+	bool before = r->resume != RESUME_NONE;
+
 	if (r->socket < 0)
 		return;
 	close_fd(&r->socket);
+	if (resume_begin(r, error) && before)
+		return; /* it knows */
 	r->disconnected = true;
 	r->disconnected_error = error;
 	snprintf(r->disconnected_text, sizeof(r->disconnected_text), "%s", text);
-	wake(r);
+	connection_wake(r);
 }
 
 static int not_connected(struct reuseport *r)
@@ -110,7 +114,7 @@ static void note_keys(struct reuseport *r, const struct protocol_keys_rotated *k
 		    k->nonce_length, k->server_id, k->key, k->nonce_prefix) < 0)
 		return;
 	r->listeners[listener].keys_rotated = true;
-	wake(r);
+	connection_wake(r);
 }
 
 static void note_stalled(struct reuseport *r, const struct protocol_stalled *s)
@@ -122,7 +126,7 @@ static void note_stalled(struct reuseport *r, const struct protocol_stalled *s)
 	r->stalled[worker] &= (uint8_t)~STALLED_NOW;
 	if (le32toh(s->stalled))
 		r->stalled[worker] |= STALLED_NOW;
-	wake(r);
+	connection_wake(r);
 }
 
 static void note_event(struct reuseport *r)
@@ -135,10 +139,10 @@ static void note_event(struct reuseport *r)
 		if (!r->registered || le32toh(m->drain_requested.registration) != r->registration)
 			return;
 		left = le64toh(m->drain_requested.deadline_usec);
-		r->drain_requested = true;
+		r->drain_requested = r->draining = true;
 		r->drain_reason = le32toh(m->drain_requested.reason);
 		r->drain_deadline_usec = left ? now_usec() + left : 0;
-		wake(r);
+		connection_wake(r);
 		return;
 	case PROTOCOL_KEYS_ROTATED:
 		note_keys(r, &m->keys_rotated);
@@ -152,7 +156,7 @@ static void note_event(struct reuseport *r)
 	case PROTOCOL_GOODBYE: {
 		uint32_t error = le32toh(m->goodbye.error);
 
-		disconnect(r, error > 4095 ? -EPROTO : -(int)error,
+		connection_lost(r, error > 4095 ? -EPROTO : -(int)error,
 			m->goodbye.text[0] ? m->goodbye.text : "the daemon said goodbye");
 		return;
 	}
@@ -187,11 +191,11 @@ static int read_one(struct reuseport *r)
 	if (result == -EAGAIN)
 		return -EAGAIN;
 	if (result == -EBADMSG) {
-		disconnect(r, -EPROTO, reason);
+		connection_lost(r, -EPROTO, reason);
 		return context_error(r, -EPROTO, "reuseportd sent a malformed message: %s", reason);
 	}
 	if (result == 0 || (result < 0 && result != -EMFILE)) {
-		disconnect(r, result ? result : -ECONNRESET,
+		connection_lost(r, result ? result : -ECONNRESET,
 			result ? strerror(-result) : "the daemon closed the connection");
 		return not_connected(r);
 	}
@@ -202,6 +206,11 @@ static int read_one(struct reuseport *r)
 			give_back(r);
 		return answer ? context_error(r, -EMFILE, "cannot receive the sockets: %s", reason)
 			      : 0;
+	}
+	if (r->resume != RESUME_NONE) {
+		resume_message(r);
+		message_done(m);
+		return 0;
 	}
 	if (answer)
 		return 1;
@@ -262,7 +271,7 @@ int connection_send(struct reuseport *r, uint16_t type, const void *body, size_t
 {
 	int result;
 
-	if (r->socket < 0)
+	if (r->socket < 0 || r->resume != RESUME_NONE)
 		return not_connected(r);
 	next_sequence(r);
 	for (;;) {
@@ -282,7 +291,7 @@ int connection_send(struct reuseport *r, uint16_t type, const void *body, size_t
 		while (r->socket >= 0 && read_one(r) == 0)
 			;
 		message_done(&r->message);
-		disconnect(r, -ECONNRESET, "the daemon closed the connection");
+		connection_lost(r, -ECONNRESET, "the daemon closed the connection");
 		return not_connected(r);
 	}
 	if (result < 0)
@@ -296,23 +305,49 @@ void connection_send_forget(struct reuseport *r, uint16_t type, const void *body
 	uint32_t sequence = r->sequence - 1;
 
 	/* Any number but 0 and that of the request under way. */
-	if (r->socket >= 0)
+	if (r->socket >= 0 && r->resume == RESUME_NONE)
 		message_send(
 			r->socket, type, sequence ? sequence : UINT32_MAX, body, length, NULL, 0);
 }
 
+/* r->path, of which it is known that it fits. */
+static socklen_t make_address(const struct reuseport *r, struct sockaddr_un *ret)
+{
+	size_t length = strlen(r->path);
+
+	*ret = (struct sockaddr_un){.sun_family = AF_UNIX};
+	memcpy(ret->sun_path, r->path, length);
+	if (r->path[0] == '@') /* abstract name, as systemd writes it */
+		ret->sun_path[0] = '\0';
+	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length +
+			   (r->path[0] == '@' ? 0 : 1));
+}
+
+int connection_try(struct reuseport *r)
+{
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	struct epoll_event event = {.events = EPOLLIN};
+	struct sockaddr_un address;
+	socklen_t length = make_address(r, &address);
+
+	if (fd < 0 || connect(fd, (struct sockaddr *)&address, length) < 0 ||
+		epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0)
+		return -errno;
+	r->socket = take_fd(&fd);
+	return 0;
+}
+
 static int connect_to(struct reuseport *r, const char *path, uint64_t deadline)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	size_t length = strlen(path);
+	struct sockaddr_un address;
 	_cleanup_close_ int fd = -1;
+	socklen_t length;
 	int result;
 
-	if (length == 0 || length >= sizeof(address.sun_path))
+	if (!*path || strlen(path) >= sizeof(r->path))
 		return context_error(r, -EINVAL, "%s: not a path for a socket", path);
-	memcpy(address.sun_path, path, length);
-	if (path[0] == '@') /* abstract name, as systemd writes it */
-		address.sun_path[0] = '\0';
+	strcpy(r->path, path);
+	length = make_address(r, &address);
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return context_error(r, -errno, "cannot make a socket: %s", strerror(errno));
@@ -327,9 +362,7 @@ static int connect_to(struct reuseport *r, const char *path, uint64_t deadline)
 			timeout.tv_usec = left ? left % 1000 * 1000 : 1;
 		}
 		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
-		result = connect(fd, (struct sockaddr *)&address,
-			(socklen_t)(offsetof(struct sockaddr_un, sun_path) + length +
-				    (path[0] == '@' ? 0 : 1)));
+		result = connect(fd, (struct sockaddr *)&address, length);
 	} while (result < 0 && errno == EINTR);
 	if (result < 0) {
 		result = errno == EAGAIN ? -ETIMEDOUT : -errno;
@@ -364,6 +397,20 @@ static int hello(struct reuseport *r, uint64_t deadline)
 			le16toh(r->message.welcome.version), PROTOCOL_VERSION);
 	r->workers_max = le32toh(r->message.welcome.workers_max);
 	return 0;
+}
+
+int connection_send_hello(struct reuseport *r)
+{
+	const struct protocol_hello body = {
+		.version_min = htole16(PROTOCOL_VERSION),
+		.version_max = htole16(PROTOCOL_VERSION),
+	};
+	_cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+
+	if (pidfd < 0)
+		return -errno;
+	next_sequence(r);
+	return message_send(r->socket, PROTOCOL_HELLO, r->sequence, &body, sizeof(body), &pidfd, 1);
 }
 
 int connection_open(struct reuseport *r, const char *path, uint64_t deadline)
@@ -426,6 +473,12 @@ static int deliver(struct reuseport *r)
 			c->disconnected(
 				r, r->disconnected_error, r->disconnected_text, r->user_data);
 	}
+	if (r->resumed) {
+		r->resumed = false;
+		n++;
+		if (c->resumed)
+			c->resumed(r, r->user_data);
+	}
 	return n;
 }
 
@@ -433,11 +486,13 @@ _public_ int reuseport_dispatch(struct reuseport *r, int timeout_msec)
 {
 	uint64_t deadline = deadline_after(timeout_msec);
 
-	if (r->fallback || (r->socket < 0 && !r->disconnected))
+	if (r->fallback || (r->socket < 0 && !r->disconnected && r->resume == RESUME_NONE))
 		return not_connected(r);
 	for (;;) {
 		eventfd_t ignored;
 		int n, result = 0;
+
+		resume_tick(r);
 
 		/* A bounded number: a daemon that never stops sending must not keep the
 		 * application here. */

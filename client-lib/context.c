@@ -27,7 +27,7 @@ _public_ int reuseport_open(struct reuseport **ret, const char *path, int timeou
 	r = calloc(1, sizeof(*r));
 	if (!r)
 		return -ENOMEM;
-	r->socket = r->epoll_fd = r->wake_fd = -1;
+	r->socket = r->epoll_fd = r->wake_fd = r->server_pidfd = r->timer_fd = -1;
 
 	if (!path)
 		path = secure_getenv("REUSEPORT_SOCKET");
@@ -54,6 +54,7 @@ _public_ void reuseport_close(struct reuseport *r)
 	registration_clear(r);
 	close_fd(&r->socket);
 	close_fd(&r->wake_fd);
+	close_fd(&r->timer_fd);
 	close_fd(&r->epoll_fd);
 	explicit_bzero(&r->message, sizeof(r->message)); /* keys passed through it */
 	free(r);
@@ -125,16 +126,19 @@ _public_ int reuseport_take_socket(struct reuseport *r, unsigned worker, unsigne
 {
 	int fd = reuseport_socket(r, worker, listener);
 
-	if (fd >= 0)
+	if (fd >= 0) {
 		r->sockets[worker * r->n_listeners + listener] = -1;
+		if (r->numbers)
+			r->numbers[worker * r->n_listeners + listener] = fd;
+	}
 	return fd;
 }
 
 _public_ int reuseport_get_fd(const struct reuseport *r)
 {
 	/* After the end of the connection there is something to wait for only while the
-	 * disconnected callback is still to be called. */
-	if (r->fallback || (r->socket < 0 && !r->disconnected))
+	 * disconnected callback is still to be called, or another connection is tried for. */
+	if (r->fallback || (r->socket < 0 && !r->disconnected && r->resume == RESUME_NONE))
 		return -ENOTCONN;
 	return r->epoll_fd;
 }

@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/un.h>
 
 #include "client-lib/reuseport.h"
 #include "common/util.h"
@@ -34,6 +35,15 @@ struct listener {
 enum {
 	STALLED_NOW = 1,  /* what the daemon said last */
 	STALLED_TOLD = 2, /* what the application was told last */
+};
+
+/* After the connection ended, for a registration that is to go on (resume.c). */
+enum resume {
+	RESUME_NONE,  /* nothing to be done */
+	RESUME_WAIT,  /* for the time of the next try */
+	RESUME_HELLO, /* for WELCOME */
+	RESUME_SENT,  /* for OK, to the worker that was sent last */
+	RESUME_GRANT, /* for the GRANT of every worker */
 };
 
 struct reuseport {
@@ -56,6 +66,20 @@ struct reuseport {
 	bool disconnected;
 	int disconnected_error;
 	char disconnected_text[PROTOCOL_TEXT_MAX];
+	bool resumed; /* to be delivered */
+
+	/* What it takes to come back. */
+	enum resume resume;
+	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	char service[PROTOCOL_NAME_MAX];
+	unsigned weight;
+	bool ready, draining;
+	int server_pidfd;       /* of the process behind the workers, -1: this one */
+	int timer_fd;           /* of the next try; -1: not made yet */
+	unsigned resume_tries;  /* since the connection ended */
+	unsigned resume_worker; /* that is to be sent, or granted, next */
+	uint64_t *cookies;      /* of each socket */
+	int *numbers;           /* of each socket that was taken: where it was */
 
 	/* The registration. Arrays are indexed [worker] or [worker * n_listeners + listener]. */
 	bool registered;
@@ -74,6 +98,7 @@ struct reuseport {
 
 	_Atomic uint32_t *loads; /* mapped, PROTOCOL_LOAD_OCTETS of each worker; NULL: not shared */
 	size_t loads_size;
+	bool loads_stale; /* of a daemon that has gone */
 
 	struct message message; /* the one being read */
 };
@@ -107,9 +132,30 @@ void connection_send_forget(struct reuseport *r, uint16_t type, const void *body
 int connection_wait(struct reuseport *r, uint16_t expected, uint16_t also_expected,
 	const char *what, uint64_t deadline);
 
+/* It is over: the application is told, unless another try follows. */
+void connection_lost(struct reuseport *r, int error, const char *text);
+/* A non-blocking socket to the daemon. -EAGAIN: too many wait at its door. */
+int connection_try(struct reuseport *r);
+int connection_send_hello(struct reuseport *r);
+void connection_wake(struct reuseport *r);
+
+/* resume.c */
+
+/* The connection has ended. Whether it is to be tried to go on with another one. */
+bool resume_begin(struct reuseport *r, int error);
+/* At each dispatch. */
+void resume_tick(struct reuseport *r);
+/* While r->resume is not RESUME_NONE: what the daemon has sent. */
+void resume_message(struct reuseport *r);
+/* Of the sockets that were granted. -ENOMEM. */
+int resume_prepare(struct reuseport *r);
+void resume_clear(struct reuseport *r);
+
 /* register.c */
 
 void registration_clear(struct reuseport *r);
+/* Entry i of the GRANT in the message. */
+const struct protocol_grant_listener *grant_listener(const struct message *m, unsigned i);
 
 /* fallback.c */
 

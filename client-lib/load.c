@@ -15,6 +15,7 @@ void load_clear(struct reuseport *r)
 	if (r->loads)
 		munmap((void *)r->loads, r->loads_size);
 	r->loads = NULL;
+	r->loads_stale = false;
 }
 
 static int take_memory(struct reuseport *r)
@@ -32,8 +33,18 @@ static int take_memory(struct reuseport *r)
 	if (memory == MAP_FAILED)
 		return context_error(
 			r, -errno, "cannot map the memory for loads: %s", strerror(errno));
+	if (r->loads) {
+		/* Other threads may be writing: it takes the place of the earlier memory at once.
+		 */
+		memcpy(memory, (const void *)r->loads, size);
+		memory = mremap(memory, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, r->loads);
+		if (memory == MAP_FAILED)
+			return context_error(
+				r, -errno, "cannot map the memory for loads: %s", strerror(errno));
+	}
 	r->loads = memory;
 	r->loads_size = size;
+	r->loads_stale = false;
 	return 0;
 }
 
@@ -48,7 +59,7 @@ _public_ int reuseport_share_load(struct reuseport *r, int timeout_msec)
 	if (r->fallback)
 		return context_error(
 			r, -EOPNOTSUPP, "there is no daemon, the sockets are LISTEN_FDS");
-	if (r->loads)
+	if (r->loads && !r->loads_stale)
 		return 0;
 	result = connection_send(r, PROTOCOL_LOAD, &body, sizeof(body), -1, deadline);
 	if (result >= 0)

@@ -17,6 +17,7 @@ void registration_clear(struct reuseport *r)
 {
 	cid_clear(r);
 	load_clear(r);
+	resume_clear(r);
 	if (r->sockets)
 		for (size_t i = 0; i < (size_t)r->n_workers * r->n_listeners; i++)
 			close_fd(&r->sockets[i]);
@@ -31,7 +32,7 @@ void registration_clear(struct reuseport *r)
 	r->drain_requested = false;
 }
 
-static const struct protocol_grant_listener *grant_listener(const struct message *m, unsigned i)
+const struct protocol_grant_listener *grant_listener(const struct message *m, unsigned i)
 {
 	return (const void *)(m->body + sizeof(m->grant) +
 			      i * sizeof(struct protocol_grant_listener));
@@ -80,6 +81,7 @@ static int take_shape(struct reuseport *r, unsigned n_workers)
 	const struct protocol_grant *grant = &m->grant;
 	unsigned n_listeners = le16toh(grant->n_listeners);
 	size_t n = (size_t)n_workers * n_listeners;
+	int result;
 
 	r->registration = le32toh(grant->registration);
 	r->slots = calloc(MAX(n_workers, 1u), sizeof(*r->slots));
@@ -93,13 +95,14 @@ static int take_shape(struct reuseport *r, unsigned n_workers)
 	r->n_workers = n_workers;
 	r->n_listeners = n_listeners;
 	for (unsigned i = 0; i < n_listeners; i++) {
-		int result = take_listener(r, &r->listeners[i], grant_listener(m, i));
+		result = take_listener(r, &r->listeners[i], grant_listener(m, i));
 
 		if (result < 0)
 			return result;
 	}
 	memcpy(r->instance, grant->instance, sizeof(r->instance));
-	return cid_prepare(r);
+	result = resume_prepare(r);
+	return result < 0 ? result : cid_prepare(r);
 }
 
 static int set_nonblocking(int fd)
@@ -109,6 +112,15 @@ static int set_nonblocking(int fd)
 	if (flags < 0 || (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0))
 		return -errno;
 	return 0;
+}
+
+static uint64_t socket_cookie(int fd)
+{
+	uint64_t cookie = 0;
+	socklen_t length = sizeof(cookie);
+
+	getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length);
+	return cookie;
 }
 
 /* Takes one worker's sockets and connection-ID configuration out of the GRANT in r->message. */
@@ -144,6 +156,7 @@ static int take_grant(struct reuseport *r, unsigned worker, unsigned n_workers)
 		if (result < 0)
 			return context_error(r, result, "cannot use the socket of listener %s: %s",
 				l->name, strerror(-result));
+		r->cookies[worker * r->n_listeners + i] = socket_cookie(*fd);
 		if (l->cid_mode != PROTOCOL_CID_QUIC_LB &&
 			l->cid_mode != PROTOCOL_CID_QUIC_LB_PLAIN)
 			continue;
@@ -190,6 +203,7 @@ static int exchange(struct reuseport *r, unsigned n_workers,
 				return context_error(r, result, "cannot start the server: %s",
 					strerror(-result));
 			pidfd = result;
+			r->server_pidfd = fcntl(pidfd, F_DUPFD_CLOEXEC, 3);
 		}
 		result = send_ack(r, worker, pidfd, deadline);
 		if (result < 0)
@@ -257,6 +271,9 @@ static int register_with(struct reuseport *r, const char *service, const char *i
 		return context_error(
 			r, -EINVAL, "weight %u: it is 1 to 1000, or 0 for the default", weight);
 	strcpy(body.service, service);
+	strcpy(r->service, service);
+	r->weight = weight;
+	r->ready = r->draining = false;
 	strcpy(body.instance, instance ? instance : "");
 	snprintf(what, sizeof(what), "cannot register with service %s", service);
 
@@ -341,12 +358,18 @@ static int request(struct reuseport *r, uint16_t type, const char *what, int tim
 
 _public_ int reuseport_ready(struct reuseport *r, int timeout_msec)
 {
-	return request(r, PROTOCOL_READY, "cannot become ready", timeout_msec);
+	int result = request(r, PROTOCOL_READY, "cannot become ready", timeout_msec);
+
+	r->ready |= result == 0;
+	return result;
 }
 
 _public_ int reuseport_drain(struct reuseport *r, int timeout_msec)
 {
-	return request(r, PROTOCOL_DRAIN, "cannot drain", timeout_msec);
+	int result = request(r, PROTOCOL_DRAIN, "cannot drain", timeout_msec);
+
+	r->draining |= result == 0;
+	return result;
 }
 
 _public_ int reuseport_unregister(struct reuseport *r, int timeout_msec)

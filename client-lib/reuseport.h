@@ -71,11 +71,23 @@ struct reuseport_callbacks {
 	 * valid. A server may give its live connections new IDs now. */
 	void (*keys_rotated)(struct reuseport *r, unsigned listener, void *user_data);
 	/* The connection to the daemon ended (error: negative errno, 0 for an orderly stop).
-	 * Sockets and traffic go on; only new requests fail. */
+	 * Sockets and traffic go on; only new requests fail. Where workers are registered,
+	 * reuseport_dispatch() connects again, in steps of up to 2 s, and gives them to the next
+	 * daemon if that does not know them: resumed. Called once more, with the reason, when that
+	 * daemon refuses. */
 	void (*disconnected)(struct reuseport *r, int error, const char *text, void *user_data);
 	/* stalled 1: what waits for this worker stands still while others take theirs, so it gets
 	 * no new connections from now on. 0: its queue has moved, it gets them again. */
 	void (*stalled)(struct reuseport *r, unsigned worker, int stalled, void *user_data);
+	/* After disconnected: the next daemon knows the workers again, with the sockets that they
+	 * have had all the time. Slots may have changed. Requests work again; IDs given to
+	 * reuseport_cid_add() and reuseport_share_load() are to be given once more. */
+	void (*resumed)(struct reuseport *r, void *user_data);
+	/* To come back to a daemon, the sockets are needed. One that was taken and is not in this
+	 * process any more (it was passed on): returns a duplicate of it, which the library closes,
+	 * or a negative errno: nobody has it. */
+	int (*find_socket)(
+		struct reuseport *r, unsigned worker, unsigned listener, void *user_data);
 };
 
 /*
@@ -185,18 +197,21 @@ int reuseport_listener_cid_mode(const struct reuseport *r, unsigned listener);
  * -ERANGE, -EBADF when taken. */
 int reuseport_socket(const struct reuseport *r, unsigned worker, unsigned listener);
 
-/* The same, and it is the caller's to close from now on. */
+/* The same, and it is the caller's to close from now on. To come back to a daemon that died, it is
+ * looked for among the descriptors of this process, and by the find_socket callback. */
 int reuseport_take_socket(struct reuseport *r, unsigned worker, unsigned listener);
 
 /* For the caller's own event loop: descriptor to poll (-ENOTCONN without a daemon) and the poll(2)
- * events to wait for. They stay the same while the connection lives. */
+ * events to wait for. They stay the same while the connection lives, or another one is tried for
+ * (the disconnected callback). */
 int reuseport_get_fd(const struct reuseport *r);
 int reuseport_get_events(const struct reuseport *r);
 
 /*
  * Reads what the daemon has sent and calls the callbacks. timeout_msec: waits at most so long for a
  * first event, 0 not at all, -1 for ever. Returns the number of events, 0 when there was none.
- * Errors: -ENOTCONN (already reported by the disconnected callback), -EPROTO.
+ * Errors: -ENOTCONN (already reported by the disconnected callback, and no other connection is
+ * tried for), -EPROTO.
  */
 int reuseport_dispatch(struct reuseport *r, int timeout_msec);
 

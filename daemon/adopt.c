@@ -29,9 +29,6 @@
 #include "daemon/socket.h"
 #include "daemon/store.h"
 
-#ifndef SO_NETNS_COOKIE
-#define SO_NETNS_COOKIE 71 /* Linux 5.14 */
-#endif
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262 /* Linux 5.6 */
 #endif
@@ -60,29 +57,12 @@ static int refuse(const struct adoption *adoption, int error, const char *format
 	return error;
 }
 
-static int socket_number(int fd, int option)
-{
-	int value = -1;
-	socklen_t length = sizeof(value);
-
-	return getsockopt(fd, SOL_SOCKET, option, &value, &length) < 0 ? -errno : value;
-}
-
-static uint64_t network_cookie(int fd)
-{
-	uint64_t cookie = 0;
-	socklen_t length = sizeof(cookie);
-
-	getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length);
-	return cookie;
-}
-
 /* Family, type, protocol, network namespace and device: what no option of ours can make right. */
 static int check_kind(const struct adoption *adoption)
 {
 	const struct listener_config *config = adoption->listener->config;
 	const char *device = config->bind_to_device ? config->bind_to_device : "";
-	int fd = adoption->fd, protocol = socket_number(fd, SO_PROTOCOL);
+	int fd = adoption->fd, protocol = socket_option(fd, SO_PROTOCOL);
 	char bound_device[32] = "";
 	socklen_t length = sizeof(bound_device) - 1;
 
@@ -93,20 +73,20 @@ static int check_kind(const struct adoption *adoption)
 			"ConnectionID=%s is for servers that use libreuseport; set it to nginx for "
 			"nginx, else to opaque",
 			cid_mode_name(config->cid_mode));
-	if (network_cookie(fd) != network_cookie(adoption->listener->group->whole->sink))
+	if (socket_network(fd) != socket_network(adoption->listener->group->whole->sink))
 		return refuse(adoption, -EXDEV,
 			"the socket is of another network namespace than the daemon");
 	if (protocol == IPPROTO_MPTCP)
 		return refuse(adoption, -EOPNOTSUPP,
 			"the socket is MPTCP, which has no reuseport groups: turn it off in the server "
 			"(Go: GODEBUG=multipathtcp=0)");
-	if (socket_number(fd, SO_DOMAIN) != config->address.ss_family)
+	if (socket_option(fd, SO_DOMAIN) != config->address.ss_family)
 		return refuse(adoption, -EOPNOTSUPP, "the socket is not IPv%d",
 			config->address.ss_family == AF_INET ? 4 : 6);
-	if (socket_number(fd, SO_TYPE) !=
+	if (socket_option(fd, SO_TYPE) !=
 		(config->transport == TRANSPORT_TCP ? SOCK_STREAM : SOCK_DGRAM))
 		return refuse(adoption, -EOPNOTSUPP, "the socket has another type (%d)",
-			socket_number(fd, SO_TYPE));
+			socket_option(fd, SO_TYPE));
 	if (protocol != (config->transport == TRANSPORT_TCP ? IPPROTO_TCP : IPPROTO_UDP))
 		return refuse(
 			adoption, -EOPNOTSUPP, "the socket has another protocol (%d)", protocol);
@@ -280,26 +260,6 @@ static int adopt_bind(const struct adoption *adoption)
 	return result < 0 ? refuse(adoption, result, "%s: %s", step, strerror(-result)) : 0;
 }
 
-static bool has_address_of(const struct listener_config *config, int fd)
-{
-	struct sockaddr_storage address = {0};
-	socklen_t length = sizeof(address);
-
-	if (getsockname(fd, (struct sockaddr *)&address, &length) < 0 ||
-		address.ss_family != config->address.ss_family)
-		return false;
-	if (address.ss_family == AF_INET) {
-		const struct sockaddr_in *a = (const void *)&address,
-					 *b = (const void *)&config->address;
-
-		return a->sin_port == b->sin_port && a->sin_addr.s_addr == b->sin_addr.s_addr;
-	}
-	const struct sockaddr_in6 *a = (const void *)&address, *b = (const void *)&config->address;
-
-	return a->sin6_port == b->sin6_port &&
-	       memcmp(&a->sin6_addr, &b->sin6_addr, sizeof(a->sin6_addr)) == 0;
-}
-
 /* Whether the socket stands at the slot of one of the registration's workers. */
 static bool stands_at_slot(const struct adoption *adoption)
 {
@@ -324,8 +284,8 @@ static int adopt_listen(const struct adoption *adoption, uint32_t backlog)
 	int result;
 
 	if (fstat(adoption->fd, &status) < 0 || status.st_uid != geteuid() ||
-		socket_number(adoption->fd, SO_REUSEPORT) != 1 ||
-		!has_address_of(adoption->listener->config, adoption->fd))
+		socket_option(adoption->fd, SO_REUSEPORT) != 1 ||
+		!socket_has_address(adoption->fd, adoption->listener->config))
 		return refuse(adoption, -ENOENT, "the socket was not adopted when it was bound");
 	if (adoption->listener->config->transport == TRANSPORT_TCP &&
 		listen(adoption->fd, (int)backlog) < 0) {

@@ -17,8 +17,7 @@
 #include "daemon/log.h"
 #include "daemon/store.h"
 
-/* What a worker must know of its listener: connection IDs and tokens, where it is QUIC. */
-static int describe_listener(
+int client_describe_listener(
 	struct protocol_grant_listener *entry, const struct listener *listener, uint16_t slot)
 {
 	const struct listener_config *config = listener->config;
@@ -74,7 +73,7 @@ static int send_keys(
 		.worker = htole32(worker),
 		.listener = htole16((uint16_t)index),
 	};
-	int result = describe_listener(&entry, listener, registration->workers[worker].slot);
+	int result = client_describe_listener(&entry, listener, registration->workers[worker].slot);
 
 	if (result >= 0) {
 		event.config_rotation = entry.config_rotation;
@@ -173,7 +172,7 @@ static int send_grant(struct client *client, uint32_t index)
 		registration->granted[n] = listener->number;
 		registration->n_granted = ++n;
 		registration->told[index * PROTOCOL_LISTENERS_MAX + n - 1] = listener->keys_version;
-		result = describe_listener(&entry[n - 1], listener, worker->slot);
+		result = client_describe_listener(&entry[n - 1], listener, worker->slot);
 		if (result < 0) {
 			step = "take a nonce prefix for connection IDs";
 			break;
@@ -298,49 +297,45 @@ static bool is_plain_name(const char *name)
 	return true;
 }
 
-static int check_register(
-	struct client *client, const struct protocol_register *request, struct service **ret)
+int client_check_registration(struct client *client, const char *service_name, const char *instance,
+	uint32_t n_workers, uint32_t weight, uint32_t n_slots, struct service **ret)
 {
 	struct manager *manager = client->manager;
-	struct service *service = manager_find_service(manager, request->service);
+	struct service *service = manager_find_service(manager, service_name);
 	struct account *account = client->account;
-	uint32_t n = le32toh(request->n_workers), taken = 0;
-	bool adopt = le32toh(request->flags) & PROTOCOL_REGISTER_ADOPT;
+	uint32_t taken = 0;
 
 	if (client->registration)
 		return client_refuse(client, EALREADY, "this connection has registered already");
 	if (client->peer.pidfd < 0)
 		return client_refuse(client, EPERM,
 			"HELLO must bring a pidfd of the client: this kernel is older than 6.5");
-	if (!is_plain_name(request->service))
+	if (!is_plain_name(service_name))
 		return client_refuse(client, ENOENT, "no service has such a name");
 	if (!service || service->removed)
-		return client_refuse(client, ENOENT, "there is no service '%s'", request->service);
+		return client_refuse(client, ENOENT, "there is no service '%s'", service_name);
 	if (client->peer.uid != 0 && !service_config_allows(service->config, client->peer.uid,
 					     client->peer.gids, client->peer.n_gids))
 		return client_refuse(client, EACCES,
 			"user %u may not register with service '%s': AllowUser= and AllowGroup= in %s "
 			"decide",
-			client->peer.uid, request->service,
+			client->peer.uid, service_name,
 			service->config->file ? service->config->file : "its configuration");
-	if (!is_plain_name(request->instance))
+	if (!is_plain_name(instance))
 		return client_refuse(client, EINVAL,
 			"the instance's name has other characters than printable ASCII without blanks");
-	if (n < 1 || n > PROTOCOL_WORKERS_MAX)
+	if (n_workers < 1 || n_workers > PROTOCOL_WORKERS_MAX)
 		return client_refuse(client, EINVAL, "%u workers asked for, 1 to %u are possible",
-			n, PROTOCOL_WORKERS_MAX);
-	if (le32toh(request->weight) > 1000)
-		return client_refuse(client, EINVAL, "weight %u, 1 to 1000 are possible",
-			le32toh(request->weight));
-	if (adopt) /* counted as they come; one should be possible */
-		n = 1;
+			n_workers, PROTOCOL_WORKERS_MAX);
+	if (weight > 1000)
+		return client_refuse(client, EINVAL, "weight %u, 1 to 1000 are possible", weight);
 	for (struct registration *r = service->registrations; r; r = r->next)
-		taken += r->n_workers;
-	if (taken + n > service->config->max_workers)
+		taken += MAX(r->n_workers, r->n_expected);
+	if (taken + n_slots > service->config->max_workers)
 		return client_refuse(client, EDQUOT,
-			"service '%s' has %u workers of %u (MaxWorkers=)", request->service, taken,
+			"service '%s' has %u workers of %u (MaxWorkers=)", service_name, taken,
 			service->config->max_workers);
-	if (account->n_slots + n > manager->config->max_slots)
+	if (account->n_slots + n_slots > manager->config->max_slots)
 		return client_refuse(client, EDQUOT,
 			"user %u has %u slots of %u (MaxSlotsPerUser=)", client->peer.uid,
 			account->n_slots, manager->config->max_slots);
@@ -358,7 +353,10 @@ int client_handle_register(struct client *client)
 	const char *reason;
 	int result;
 
-	result = check_register(client, &request, &service);
+	/* Those that adopt are counted as they come; one should be possible. */
+	result = client_check_registration(client, request.service, request.instance,
+		le32toh(request.n_workers), le32toh(request.weight),
+		adopt ? 1 : le32toh(request.n_workers), &service);
 	if (result != 1)
 		return result;
 	pidfd = fcntl(client->peer.pidfd, F_DUPFD_CLOEXEC, 3);
@@ -388,32 +386,27 @@ int client_handle_register(struct client *client)
 }
 
 /* A launcher names the process that it started: of the same user, or the launcher is root. */
-static int take_process(struct client *client)
+int client_take_process(struct client *client, int *pidfd)
 {
-	struct message *message = client->message;
 	uid_t uid = (uid_t)-1;
 	pid_t pid;
 	int result;
 
-	if (!(le32toh(message->ack.flags) & PROTOCOL_ACK_PROCESS))
-		return 1;
-	if (message->n_fds != 1)
-		return client_refuse(client, EINVAL, "ACK of a process without its pidfd");
-	result = pidfd_to_pid(message->fds[0], &pid);
+	result = pidfd_to_pid(*pidfd, &pid);
 	if (result == -ESRCH)
 		return client_refuse(client, ESRCH,
 			"the process has ended already, or is in a PID namespace that the daemon "
 			"can't see into");
 	if (result < 0)
-		return client_refuse(client, EBADF, "the descriptor of the ACK is not a pidfd");
+		return client_refuse(client, EBADF, "the descriptor is not a pidfd");
 	result = pid_to_uid(pid, &uid);
 	/* What was read may be of another process, when that one has ended meanwhile. */
 	if (result >= 0)
-		result = pidfd_to_pid(message->fds[0], &pid);
+		result = pidfd_to_pid(*pidfd, &pid);
 	if (client->peer.uid != 0 && (result < 0 || uid != client->peer.uid))
 		return client_refuse(client, EPERM, "process %d is not one of user %u", (int)pid,
 			client->peer.uid);
-	result = registration_set_process(client->registration, pid, take_fd(&message->fds[0]));
+	result = registration_set_process(client->registration, pid, take_fd(pidfd));
 	if (result < 0)
 		return client_refuse(client, -result, "cannot watch process %d: %s", (int)pid,
 			strerror(-result));
@@ -432,9 +425,11 @@ int client_handle_ack(struct client *client)
 		return client_refuse(client, EINVAL,
 			"no GRANT of registration %u, worker %u is awaited",
 			le32toh(ack->registration), worker);
-	result = take_process(client);
-	if (result != 1)
-		return result;
+	if (le32toh(ack->flags) & PROTOCOL_ACK_PROCESS) {
+		result = client_take_process(client, &client->message->fds[0]);
+		if (result != 1)
+			return result;
+	}
 	if (worker + 1 < registration->n_workers) {
 		client->sequence = sequence; /* the next GRANT answers this ACK */
 		result = send_grant(client, worker + 1);

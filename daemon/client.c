@@ -18,6 +18,7 @@
 #include "daemon/log.h"
 #include "daemon/state.h"
 #include "daemon/store.h"
+#include "daemon/takeover.h"
 
 #define ACCEPT_TURNS 500 /* of the loop in 100 ms, 16 connections each */
 
@@ -66,6 +67,7 @@ struct client *client_free(struct client *client)
 void client_forget(struct client *client)
 {
 	client->registration = NULL;
+	client->n_again = client->resumed_untold = 0;
 	client->answer_before_usec = 0;
 }
 
@@ -210,9 +212,7 @@ static int handle_message(struct client *client)
 	case PROTOCOL_LOAD:
 		return client_handle_load(client);
 	case PROTOCOL_RESUME:
-		return client_refuse(client, EOPNOTSUPP,
-			"%s is not supported by this version of the daemon",
-			message_type_name(type));
+		return client_handle_resume(client);
 	default:
 		return client_refuse(client, EOPNOTSUPP, "unknown message type %u", type);
 	}
@@ -221,7 +221,7 @@ static int handle_message(struct client *client)
 /* Tables are filled, sockets made, and lines written to the log. */
 static unsigned price_of(uint16_t type)
 {
-	return type == PROTOCOL_REGISTER ? 20 : 1;
+	return type == PROTOCOL_REGISTER || type == PROTOCOL_RESUME ? 20 : 1;
 }
 
 /* What asks for the same when it is done twice, and brings no descriptor that is needed then. */
@@ -401,12 +401,39 @@ static void receive_one(struct client *client)
 		take_one(client);
 }
 
+/* While workers of an earlier daemon are awaited, nobody else is given a slot: it may be theirs. */
+static bool must_wait(struct client *client)
+{
+	struct protocol_header header;
+	bool descriptors;
+
+	if (!takeover_runs(client->manager) ||
+		foreign_peek(client->socket, &header, sizeof(header), &descriptors) <
+			(ssize_t)sizeof(header) ||
+		le16toh(header.type) != PROTOCOL_REGISTER)
+		return false;
+	client->held = true;
+	sd_event_source_set_enabled(client->source, SD_EVENT_OFF);
+	return true;
+}
+
 static void on_turn(struct turn *turn)
 {
 	struct client *client = (struct client *)((char *)turn - offsetof(struct client, turn));
 
+	if (must_wait(client))
+		return;
 	sd_event_source_set_enabled(client->source, SD_EVENT_ON);
 	receive_one(client);
+}
+
+void clients_release(struct manager *manager)
+{
+	for (struct client *client = manager->clients; client; client = client->next)
+		if (client->held) {
+			client->held = false;
+			sd_event_source_set_enabled(client->source, SD_EVENT_ON);
+		}
 }
 
 static int on_readable(sd_event_source *source, int fd, uint32_t events, void *user_data)
@@ -415,6 +442,8 @@ static int on_readable(sd_event_source *source, int fd, uint32_t events, void *u
 
 	if (events & EPOLLOUT)
 		client_send_keys(client);
+	if (must_wait(client))
+		return 0;
 	if (account_may(client->account, &client->turn))
 		receive_one(client);
 	else
@@ -520,6 +549,7 @@ void clients_tick(struct manager *manager)
 
 	for (struct client *client = manager->clients, *next; client; client = next) {
 		next = client->next;
+		client_send_resumed(client);
 		if (client->keys_untold)
 			client_send_keys(client);
 		client_tell_listeners(client);
@@ -553,6 +583,7 @@ void client_write(const struct client *client, struct text *text)
 	write_number(text, ",\"peer\":", client->peer_entry);
 	write_number(text, ",\"granting\":", client->granting);
 	write_number(text, ",\"sequence\":", client->sequence);
+	write_number(text, ",\"resumed_untold\":", client->resumed_untold);
 	text_add_string(text, "}");
 }
 
@@ -593,6 +624,8 @@ int client_resume(struct manager *manager, const json_t *json)
 	client->greeted = json_is_true(json_object_get(json, "greeted"));
 	client->granting = (uint32_t)json_integer_value(json_object_get(json, "granting"));
 	client->sequence = (uint32_t)json_integer_value(json_object_get(json, "sequence"));
+	client->resumed_untold =
+		(uint32_t)json_integer_value(json_object_get(json, "resumed_untold"));
 	client->keys_untold = true; /* a look at the next tick */
 	result = watch(client);
 	if (result < 0) {

@@ -24,6 +24,9 @@ struct client {
 	uint32_t granting;           /* worker whose GRANT is unacknowledged, n_workers: none */
 	uint32_t sequence;           /* of the request that GRANTs answer */
 	uint64_t answer_before_usec; /* CLOCK_MONOTONIC, 0: nothing is awaited */
+	bool held;                   /* not read from until a takeover is done */
+	uint32_t n_again;            /* RESUMEs of a registration that this daemon knew */
+	uint32_t resumed_untold;     /* so many of its workers, the last ones, wait for a GRANT */
 	bool keys_untold;            /* KEYS_ROTATED waits until it reads */
 	struct account *account;
 	struct turn turn;         /* while its user has to wait, it is not read from */
@@ -47,6 +50,16 @@ void client_tell_listeners(struct client *client);
 /* The listener that the client means by its index in the GRANT; NULL: a reload has closed it. */
 struct listener *client_granted_listener(const struct registration *registration, uint32_t index);
 
+/* What a worker must know of its listener: connection IDs and tokens, where it is QUIC. 0, or the
+ * error of taking a nonce prefix. */
+int client_describe_listener(
+	struct protocol_grant_listener *entry, const struct listener *listener, uint16_t slot);
+/* REGISTER and RESUME: 1: it may, *ret is the service. n_slots: that it takes, at least. */
+int client_check_registration(struct client *client, const char *service_name, const char *instance,
+	uint32_t n_workers, uint32_t weight, uint32_t n_slots, struct service **ret);
+/* A launcher names the process that it started. 1: it is the registration's; *pidfd was taken. */
+int client_take_process(struct client *client, int *pidfd);
+
 /*
  * One for each request in client->message. 0: the client was answered. Negative errno: it has
  * gone or does not read, and is to be freed.
@@ -57,3 +70,4 @@ int client_handle_registration(struct client *client, uint16_t type);
 int client_handle_cids(struct client *client, uint16_t type);
 int client_handle_adopt(struct client *client);
 int client_handle_load(struct client *client);
+int client_handle_resume(struct client *client);

@@ -427,6 +427,8 @@ static const struct config_key keys[] = {
 		.max = USEC_PER_SEC},
 	{SECTION_DAEMON, "AnswerTimeoutSec", key_time, DAEMON(answer_timeout_usec),
 		.min = USEC_PER_MSEC, .max = 3600 * USEC_PER_SEC},
+	{SECTION_DAEMON, "ResumeGraceSec", key_time, DAEMON(resume_grace_usec),
+		.min = USEC_PER_MSEC, .max = 3600 * USEC_PER_SEC},
 	{SECTION_DAEMON, "StateDirectory", key_state_directory, DAEMON(state_directory)},
 	{SECTION_DAEMON, "Classifier", key_path, DAEMON(classifier)},
 	{SECTION_DAEMON, "ClassifierShare", key_percent, DAEMON(classifier_percent)},

@@ -185,6 +185,7 @@ int config_new(struct config **ret)
 	config->max_cids = 1 << 20;
 	config->max_messages = 10000;
 	config->answer_timeout_usec = 10 * USEC_PER_SEC;
+	config->resume_grace_usec = 10 * USEC_PER_SEC;
 	*ret = config;
 	return 0;
 }

@@ -95,6 +95,7 @@ struct config {
 	unsigned max_cids;        /* MaxConnectionIDsPerUser=, registered, default 1048576 */
 	unsigned max_messages;    /* MessagesPerSecondPerUser=, default 10000 */
 	uint64_t answer_timeout_usec; /* AnswerTimeoutSec=, for ACK, default 10 s */
+	uint64_t resume_grace_usec;   /* ResumeGraceSec=, for workers of a daemon that died; 10 s */
 	/* StateDirectory=, default $STATE_DIRECTORY or /var/lib/reuseportd. NULL: there is none. */
 	char *state_directory;
 	char *classifier;            /* Classifier=, the program for shared listeners */

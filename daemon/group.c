@@ -123,6 +123,47 @@ static struct group *allocate(const struct listener_config *config, struct store
 	return group;
 }
 
+/*
+ * Only workers of a daemon of this user have sockets there; others the kernel would not let in. And
+ * what is known of connections can be known again: not so the IDs that servers registered, nor what
+ * was learned.
+ */
+static bool may_take_over(const struct listener_config *config)
+{
+	struct sockdiag_list list;
+	bool own = sockdiag_read(config, &list) >= 0;
+
+	for (size_t i = 0; own && i < list.n; i++)
+		own &= !list.sockets[i].exact || list.sockets[i].uid == geteuid();
+	sockdiag_done(&list);
+	return own && !config->share && config->cid_mode != CID_REGISTERED &&
+	       config->cid_mode != CID_OPAQUE;
+}
+
+int group_wake(struct group *group, const struct listener_config *config, uint16_t slot,
+	const char **ret_step)
+{
+	struct listener_config holding = *config;
+	int result = group_make_sink(group, config, ret_step);
+
+	holding.standby_hold = true;
+	if (result >= 0)
+		result = group_make_standby(group, &holding, slot, ret_step);
+	return result;
+}
+
+void group_awake(struct group *group, const struct listener_config *config)
+{
+	group->dormant = false;
+	if (config->standby_hold || group->standby < 0)
+		return;
+	/* It was there for the switch alone. */
+	if (group->listener_map->tables[group->listener_map->current & 1].n_active)
+		group_settle_standby(group, config);
+	group_drop_standby(group);
+	group_publish_standby(group);
+}
+
 int group_new(struct group **ret, const struct listener_config *config,
 	const struct group_place *place, char **ret_error)
 {
@@ -136,12 +177,15 @@ int group_new(struct group **ret, const struct listener_config *config,
 	/* Members of a group that an earlier daemon left would lose their traffic to our program.
 	 */
 	if (result >= 0 && sockdiag_is_bound(config) > 0) {
-		step = "bind";
-		result = -EADDRINUSE;
+		group->dormant = place->takes_over && may_take_over(config);
+		if (!group->dormant) {
+			step = "bind";
+			result = -EADDRINUSE;
+		}
 	}
-	if (result >= 0)
+	if (result >= 0 && !group->dormant)
 		result = group_make_sink(group, config, &step);
-	if (result >= 0) {
+	if (result >= 0 && !group->dormant) {
 		step = "attach the program";
 		result = group_heal(group);
 	}

@@ -73,6 +73,7 @@ struct group {
 	int guard; /* of the daemon, -1: none */
 	void *bss; /* mapped */
 	size_t bss_size;
+	bool dormant; /* others' program has the group: see group_wake() */
 	int sink;
 	struct sink_filter sink_filter; /* its counter goes on when the sink is made anew */
 	int standby;                    /* -1: none */
@@ -98,15 +99,26 @@ struct group_place {
 	uint32_t number;
 	int ring;
 	struct store *store;
-	int guard; /* guard_map(), -1: none */
+	int guard;       /* guard_map(), -1: none */
+	bool takes_over; /* workers of an earlier daemon may have the address */
 };
 
 /*
  * Makes the group with its sink and attaches the program. On failure a negative errno and
- * *ret_error a sentence that the caller frees.
+ * *ret_error a sentence that the caller frees. Where the sockets of an earlier daemon's workers
+ * have the address, and place->takes_over: dormant, nothing is bound and attached yet.
  */
 int group_new(struct group **ret, const struct listener_config *config,
 	const struct group_place *place, char **ret_error);
+/*
+ * The daemon's sockets join a dormant group, where the earlier program gives them nothing; UDP: the
+ * standby at slot. There is one in any case. Then group_heal() switches to this program, and what
+ * comes waits in the standby until the workers' sockets are at their slots. The group stays dormant
+ * until group_awake().
+ */
+int group_wake(struct group *group, const struct listener_config *config, uint16_t slot,
+	const char **ret_step);
+void group_awake(struct group *group, const struct listener_config *config);
 /*
  * What an earlier daemon had, as group_to_json() said: the same maps, sink and standby, the program
  * of this build. It is not attached yet: first comes what group_reconcile() and

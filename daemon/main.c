@@ -31,6 +31,7 @@
 #include "daemon/state.h"
 #include "daemon/state-config.h"
 #include "daemon/store.h"
+#include "daemon/takeover.h"
 
 struct options {
 	const char *config_directory; /* NULL with --listen alone */
@@ -376,17 +377,18 @@ static int print_bpf(enum libbpf_print_level level, const char *format, va_list 
 		       : 0;
 }
 
-static int open_doors(struct manager *manager, const struct options *options)
+static int open_worker_door(struct manager *manager, const struct options *options)
 {
-	int worker, control, result;
-
-	worker = open_door(manager->store, options->runtime_directory, "worker", "worker.sock",
+	int worker = open_door(manager->store, options->runtime_directory, "worker", "worker.sock",
 		SOCK_SEQPACKET);
-	if (worker < 0)
-		return worker;
-	result = client_listen(manager, worker);
-	if (result < 0)
-		return result;
+
+	return worker < 0 ? worker : client_listen(manager, worker);
+}
+
+static int open_control_door(struct manager *manager, const struct options *options)
+{
+	int control, result;
+
 	control = open_door(
 		manager->store, options->runtime_directory, "control", "control.sock", SOCK_STREAM);
 	if (control < 0)
@@ -407,7 +409,8 @@ static int open_doors(struct manager *manager, const struct options *options)
 	return 0;
 }
 
-static int watch_signals(sd_event *event, struct manager *manager)
+/* SIGHUP waits until there is something to reload. */
+static int watch_signals(sd_event *event)
 {
 	sigset_t set;
 	int result;
@@ -421,8 +424,6 @@ static int watch_signals(sd_event *event, struct manager *manager)
 	result = sd_event_add_signal(event, NULL, SIGTERM, NULL, NULL);
 	if (result >= 0)
 		result = sd_event_add_signal(event, NULL, SIGINT, NULL, NULL);
-	if (result >= 0)
-		result = sd_event_add_signal(event, NULL, SIGHUP, on_hangup, manager);
 	return result;
 }
 
@@ -524,17 +525,29 @@ static int start(struct manager **ret, sd_event *event, struct config *config, s
 
 static int serve(struct manager *manager, sd_event *event, struct options *options)
 {
+	_cleanup_free_ char *error = NULL;
 	int result;
 
 	manager->load = load_config;
 	manager->load_data = options;
 	manager->program = options->program;
 	manager->arguments = options->arguments;
-	result = open_doors(manager, options);
+	result = watch_signals(event);
+	if (result >= 0)
+		result = open_worker_door(manager, options);
+	if (result >= 0) {
+		result = takeover_run(manager, &error);
+		if (result < 0)
+			refuse_to_start("Cannot start", result, error);
+	}
+	if (result == 1) /* the end was asked for meanwhile */
+		return 0;
+	if (result >= 0)
+		result = open_control_door(manager, options);
 	if (result >= 0)
 		result = manager_keep_state(manager);
 	if (result >= 0)
-		result = watch_signals(event, manager);
+		result = sd_event_add_signal(event, NULL, SIGHUP, on_hangup, manager);
 	if (result < 0)
 		return result;
 	store_guard(manager->store, event, options->runtime_directory, options->program,

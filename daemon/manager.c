@@ -29,6 +29,7 @@
 #include "daemon/state.h"
 #include "daemon/store.h"
 #include "daemon/stranger.h"
+#include "daemon/takeover.h"
 
 #define RING_OCTETS 4096
 
@@ -224,7 +225,9 @@ int manager_new(struct manager **ret, sd_event *event, struct config *config, st
 			*ret_error = NULL;
 		config_free(config);
 	} else {
+		manager->starts = true;
 		result = manager_reload(manager, config, ret_error);
+		manager->starts = false;
 	}
 	if (result < 0) {
 		manager_free(manager);
@@ -269,6 +272,8 @@ struct manager *manager_free(struct manager *manager)
 		service_free(manager->services);
 		manager->services = next;
 	}
+	takeover_free(manager);
+	sd_event_source_disable_unref(manager->claims_source);
 	manager->control = control_free(manager->control);
 	foreign_free(manager->foreign);
 	manager->monitor = monitor_free(manager->monitor);

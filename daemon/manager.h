@@ -29,6 +29,7 @@
 #include "daemon/state-text.h"
 #include "proto/protocol.h"
 
+struct claim;
 struct client;
 struct message;
 struct group;
@@ -40,6 +41,7 @@ struct share;
 struct state;
 struct store;
 struct strangers;
+struct takeover;
 
 enum worker_state {
 	WORKER_JOINING,  /* has its sockets, gets nothing yet */
@@ -87,6 +89,11 @@ struct registration {
 	/* [worker * PROTOCOL_LISTENERS_MAX + index in granted]: listener.keys_version of the
 	 * connection-ID configuration that the client was sent last. */
 	uint32_t *told;
+	/* Resumed, takeover.h: sockets that are to come to its slots, and until when that is tried;
+	 * workers that are to come, 0: none. */
+	struct claim *claims;
+	uint64_t claims_before_usec;
+	uint32_t n_expected;
 	struct loads *loads; /* NULL: its workers don't say how loaded they are */
 	struct piece saved;  /* last: of all that is before it, as it is in the state */
 };
@@ -138,7 +145,10 @@ struct manager {
 	uint32_t state_entry, ring_entry;
 	bool orderly; /* the next process begins in this very moment: what is unfinished is kept */
 	bool state_failed;
-	int caller; /* who waits for the answer to Reexec, -1: nobody */
+	bool starts;               /* what is opened may belong to workers of a daemon that died */
+	struct takeover *takeover; /* NULL: none is under way */
+	sd_event_source *claims_source; /* while a registration has claims */
+	int caller;                     /* who waits for the answer to Reexec, -1: nobody */
 	uint32_t caller_entry;
 	uint32_t next_client;
 	struct worker *slots[SLOT_COUNT];
@@ -213,6 +223,10 @@ void service_commit(
 /* After any change of workers: tables, standbys, reserved slot. */
 void service_update(struct service *service);
 void service_remove(struct service *service);
+/* For the listeners that are dormant (group_wake()). */
+int service_wake(struct service *service, struct listener **ret_listener, const char **ret_step);
+/* The sockets of those workers that came back are at their slots. */
+void service_awake(struct service *service);
 /* NULL is allowed. Returns NULL. */
 struct listener *listener_free(struct listener *listener);
 void service_tick(struct service *service);
@@ -260,6 +274,18 @@ struct worker *registration_take_worker(struct registration *registration,
 void registration_joined(struct worker *worker, const struct listener *listener);
 /* It could not be put there. */
 void registration_drop_worker(struct worker *worker, const struct listener *listener);
+/*
+ * One that an earlier daemon made, without a worker yet. -ENOMEM. They come one by one, n_expected
+ * in all; each at its slot, or at another one where that is somebody else's. -EEXIST: it must be
+ * exactly that one. -ENOSPC: there is none.
+ */
+int registration_new_resumed(struct registration **ret, struct service *service,
+	struct client *client, const char *instance, uint32_t n_workers, uint32_t weight);
+int registration_resume_worker(
+	struct registration *registration, uint16_t slot, bool exactly, struct worker **ret);
+/* All sockets that were brought are at their slots: as ready and drained of the registration say.
+ */
+void registration_resumed(struct registration *registration);
 void registration_free(struct registration *registration, const char *reason);
 /* The process whose life is the registration's. pidfd is taken over, also on failure. */
 int registration_set_process(struct registration *registration, pid_t pid, int pidfd);
@@ -306,6 +332,11 @@ void clients_keep(struct manager *manager);
 void clients_let_go(struct manager *manager);
 int client_listen(struct manager *manager, int socket);
 struct client *client_free(struct client *client);
+/* Its registration, which it resumed, is in effect: a GRANT for each worker, as far as it reads;
+ * the rest later. */
+void client_send_resumed(struct client *client);
+/* What had to wait for the end of a takeover. */
+void clients_release(struct manager *manager);
 /* The client's registration is gone; it may make another. */
 void client_forget(struct client *client);
 void client_send_stalled(struct client *client, const struct registration *registration,

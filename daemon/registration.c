@@ -20,6 +20,7 @@
 #include "daemon/load.h"
 #include "daemon/manager.h"
 #include "daemon/store.h"
+#include "daemon/takeover.h"
 
 #define WEIGHT_DEFAULT 100
 #define ADOPT_SETTLE_USEC (5 * USEC_PER_SEC)
@@ -51,6 +52,7 @@ static void free_memory(struct registration *registration)
 	if (!registration)
 		return;
 	piece_done(&registration->saved);
+	claims_free(registration);
 	loads_free(registration->loads);
 	free(registration->told);
 	free(registration->workers);
@@ -136,6 +138,84 @@ int registration_new_adopting(struct registration **ret, struct service *service
 	registration->next = service->registrations;
 	service->registrations = registration;
 	*ret = registration;
+	return 0;
+}
+
+/* Workers that come back with the sockets that an earlier daemon made. */
+
+int registration_new_resumed(struct registration **ret, struct service *service,
+	struct client *client, const char *instance, uint32_t n_workers, uint32_t weight)
+{
+	struct registration *registration = allocate(service, client, instance, n_workers, weight);
+
+	if (!registration)
+		return -ENOMEM;
+	registration->n_expected = n_workers;
+	registration->next = service->registrations;
+	service->registrations = registration;
+	*ret = registration;
+	return 0;
+}
+
+/* The next worker of a service can have another one, unless its standby stands there already. */
+static void release_reserved(struct manager *manager, uint16_t slot)
+{
+	for (struct service *s = manager->services; s; s = s->next) {
+		bool stands = false;
+
+		if (s->reserved_slot != slot)
+			continue;
+		for (size_t i = 0; i < s->n_listeners; i++)
+			stands |= s->listeners[i] && s->listeners[i]->group->standby_index == slot;
+		if (stands)
+			continue;
+		s->reserved_slot = -1;
+		manager->reserved[slot] = 0;
+	}
+}
+
+/* Nobody's connection IDs name it, and no map has its sockets yet. */
+static bool may_move(const struct worker *worker)
+{
+	const struct service *service = worker->registration->service;
+	bool quic = false;
+
+	for (size_t i = 0; i < service->n_listeners; i++)
+		quic |= service->listeners[i] && service->listeners[i]->keys;
+	return worker->registration->n_expected && !worker->present && !quic;
+}
+
+int registration_resume_worker(
+	struct registration *registration, uint16_t slot, bool exactly, struct worker **ret)
+{
+	struct manager *manager = registration->service->manager;
+	struct worker *worker = &registration->workers[registration->n_workers];
+	struct worker *there;
+	int32_t other = -1;
+
+	release_reserved(manager, slot);
+	there = manager->slots[slot];
+	if (there || manager->reserved[slot]) {
+		if (exactly && (!there || !may_move(there)))
+			return -EEXIST;
+		other = manager_reserve_slot(manager);
+		if (other < 0)
+			return -ENOSPC;
+		manager->reserved[other] = 0;
+	}
+	if (other >= 0 && exactly) {
+		there->slot = (uint16_t)other;
+		manager->slots[other] = there;
+	} else if (other >= 0) {
+		slot = (uint16_t)other;
+	}
+	place_worker(worker, slot);
+	worker->granted = true;
+	registration->n_workers++;
+	manager_account(manager, registration->uid)->n_slots++;
+	if (slot >= manager->next_slot)
+		manager->next_slot = (slot + 1u) % SLOT_COUNT;
+	*ret = worker;
 	return 0;
 }
 
@@ -330,6 +410,24 @@ void registration_ready(struct registration *registration)
 	service_update(registration->service);
 	tell_change(registration, EVENT_WORKER_ACTIVE, first, n, NULL, "active");
 	drain_predecessors(registration);
+}
+
+void registration_resumed(struct registration *registration)
+{
+	const uint64_t timeout = registration->service->config->drain_timeout_usec;
+
+	registration->n_expected = 0;
+	registration->acked = true;
+	for (uint32_t i = 0; registration->ready && i < registration->n_workers; i++) {
+		struct worker *worker = &registration->workers[i];
+
+		set_state(worker, registration->drained ? WORKER_DRAINING : WORKER_ACTIVE);
+		if (registration->drained && timeout)
+			worker->drain_before_usec = now_monotonic() + timeout;
+		open_slot(worker);
+	}
+	if (registration->ready)
+		set_ready_time(registration);
 }
 
 /* Workers that bring their sockets. */

@@ -18,6 +18,7 @@
 #include "daemon/state-config.h"
 #include "daemon/store.h"
 #include "daemon/stranger.h"
+#include "daemon/takeover.h"
 
 #define SOCKETS_LOOKED_AT 128 /* each second, of workers from whom nothing is awaited */
 
@@ -72,8 +73,16 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 	listener->service = service;
 	listener->config = config;
 	listener->number = service->manager->next_listener++;
-	place = (struct group_place){listener->number, service->manager->ring_map,
-		service->manager->store, guard_map(service->manager->guard)};
+	place = (struct group_place){
+		.number = listener->number,
+		.ring = service->manager->ring_map,
+		.store = service->manager->store,
+		.guard = guard_map(service->manager->guard),
+		/* With other keys the workers' connections would be lost. */
+		.takes_over = service->manager->starts &&
+			      (config->transport != TRANSPORT_QUIC ||
+				      service->manager->state_directory || config->key_file),
+	};
 	result = config->share ? share_join(service->manager, listener, ret_error)
 			       : group_new(&listener->group, config, &place, ret_error);
 	if (result >= 0 && config->transport == TRANSPORT_QUIC)
@@ -81,6 +90,13 @@ static int listener_new(struct listener **ret, struct service *service, const ch
 	if (result < 0) {
 		listener_free(listener);
 		return result;
+	}
+	if (listener->group->dormant) {
+		result = takeover_new(service->manager);
+		if (result < 0) {
+			listener_free(listener);
+			return result;
+		}
 	}
 	watch_begin(listener);
 	*ret = listener;
@@ -365,7 +381,7 @@ void service_commit(struct service *service, struct service_config *config, stru
 	}
 	service->config = config;
 	for (size_t i = 0; i < config->n_listeners; i++)
-		if (fresh[i])
+		if (fresh[i] && !fresh[i]->group->dormant)
 			event_listener(EVENT_LISTENER_OPEN, fresh[i], NULL, "open on %s://%s",
 				transport_name(fresh[i]->config->transport),
 				fresh[i]->config->address_text);
@@ -432,6 +448,9 @@ static void update_reserved_slot(struct service *service)
 {
 	struct manager *manager = service->manager;
 
+	/* Workers that come back want the slots that they had. */
+	if (takeover_waits(manager))
+		return;
 	if (service->reserved_slot >= 0) {
 		const struct worker *holder = manager->slots[service->reserved_slot];
 
@@ -488,6 +507,8 @@ static void update_listener(struct listener *listener, struct maglev_member *mem
 	const char *step = "";
 	int result;
 
+	if (listener->group->dormant)
+		return;
 	result = group_set_members(listener->group, members, n);
 	if (result >= 0 && n && standby_is_due(listener))
 		group_settle_standby(listener->group, listener->config);
@@ -510,6 +531,42 @@ void service_update(struct service *service)
 	for (size_t i = 0; i < service->n_listeners; i++)
 		if (service->listeners[i])
 			update_listener(service->listeners[i], members);
+}
+
+int service_wake(struct service *service, struct listener **ret_listener, const char **ret_step)
+{
+	int result = 0;
+
+	update_reserved_slot(service);
+	for (size_t i = 0; i < service->n_listeners && result >= 0; i++) {
+		*ret_listener = service->listeners[i];
+		if (*ret_listener && (*ret_listener)->group->dormant)
+			result = group_wake((*ret_listener)->group, (*ret_listener)->config,
+				(uint16_t)service->reserved_slot, ret_step);
+	}
+	return result;
+}
+
+void service_awake(struct service *service)
+{
+	bool dormant[PROTOCOL_LISTENERS_MAX] = {false};
+
+	for (size_t i = 0; i < service->n_listeners; i++)
+		if (service->listeners[i] && service->listeners[i]->group->dormant) {
+			service->listeners[i]->group->dormant = false;
+			dormant[i] = true;
+		}
+	service_update(service);
+	for (size_t i = 0; i < service->n_listeners; i++) {
+		struct listener *listener = service->listeners[i];
+
+		if (!listener || !dormant[i])
+			continue;
+		group_awake(listener->group, listener->config);
+		event_listener(EVENT_LISTENER_OPEN, listener, NULL, "taken over on %s://%s",
+			transport_name(listener->config->transport),
+			listener->config->address_text);
+	}
 }
 
 void service_reconcile(struct service *service)
@@ -577,7 +634,7 @@ void service_tick(struct service *service)
 		struct listener *listener = service->listeners[i];
 		const char *step = "";
 
-		if (!listener)
+		if (!listener || listener->group->dormant)
 			continue;
 		group_heal(listener->group);
 		watch_tick(listener);

@@ -39,7 +39,11 @@ struct share *share_find(const struct manager *manager, uint32_t number)
 static struct group_place place_of(const struct manager *manager, uint32_t number)
 {
 	return (struct group_place){
-		number, manager->ring_map, manager->store, guard_map(manager->guard)};
+		.number = number,
+		.ring = manager->ring_map,
+		.store = manager->store,
+		.guard = guard_map(manager->guard),
+	};
 }
 
 static struct share *allocate(

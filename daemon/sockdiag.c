@@ -233,6 +233,7 @@ static int add_socket(struct search *search, const struct nlmsghdr *header)
 		.cookie = cookie_of(&message->id),
 		.inode = message->idiag_inode,
 		.uid = message->idiag_uid,
+		.exact = is_exact(search, message),
 		.queue = message->idiag_rqueue,
 		/* For a listening socket, wqueue is its backlog (inet_diag(7), Linux). */
 		.queue_limit = tcp ? message->idiag_wqueue : 0,

@@ -21,6 +21,7 @@ struct sockdiag_socket {
 	uint64_t cgroup; /* of the process that made it, its inode in cgroupfs; 0: not told */
 	uint32_t inode;
 	uid_t uid;
+	bool exact; /* bound to exactly the listener's address, port and device */
 	/* TCP: connections in the accept queue, and the backlog. UDP: octets in the receive buffer,
 	 * and its size. */
 	uint32_t queue, queue_limit;

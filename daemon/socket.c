@@ -7,6 +7,10 @@
 
 #include "common/util.h"
 
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71 /* Linux 5.14 */
+#endif
+
 static int set_flag(int fd, int level, int option)
 {
 	const int one = 1;
@@ -98,4 +102,50 @@ int socket_new(const struct listener_config *config, const char **ret_step)
 		return -errno;
 	}
 	return take_fd(&fd);
+}
+
+int socket_option(int fd, int option)
+{
+	int value = -1;
+	socklen_t length = sizeof(value);
+
+	return getsockopt(fd, SOL_SOCKET, option, &value, &length) < 0 ? -errno : value;
+}
+
+uint64_t socket_network(int fd)
+{
+	uint64_t cookie = 0;
+	socklen_t length = sizeof(cookie);
+
+	getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length);
+	return cookie;
+}
+
+uint64_t socket_cookie(int fd)
+{
+	uint64_t cookie = 0;
+	socklen_t length = sizeof(cookie);
+
+	getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length);
+	return cookie;
+}
+
+bool socket_has_address(int fd, const struct listener_config *config)
+{
+	struct sockaddr_storage address = {0};
+	socklen_t length = sizeof(address);
+
+	if (getsockname(fd, (struct sockaddr *)&address, &length) < 0 ||
+		address.ss_family != config->address.ss_family)
+		return false;
+	if (address.ss_family == AF_INET) {
+		const struct sockaddr_in *a = (const void *)&address,
+					 *b = (const void *)&config->address;
+
+		return a->sin_port == b->sin_port && a->sin_addr.s_addr == b->sin_addr.s_addr;
+	}
+	const struct sockaddr_in6 *a = (const void *)&address, *b = (const void *)&config->address;
+
+	return a->sin6_port == b->sin6_port &&
+	       memcmp(&a->sin6_addr, &b->sin6_addr, sizeof(a->sin6_addr)) == 0;
 }

@@ -18,3 +18,11 @@ int socket_new(const struct listener_config *config, const char **ret_step);
  * same options, and binds it. 0 or a negative errno with *ret_step as above.
  */
 int socket_adopt(int fd, const struct listener_config *config, const char **ret_step);
+
+/* An int of SOL_SOCKET, or a negative errno. */
+int socket_option(int fd, int option);
+/* SO_NETNS_COOKIE and SO_COOKIE; 0: it can't be told, or is no socket. */
+uint64_t socket_network(int fd);
+uint64_t socket_cookie(int fd);
+/* Whether it is bound to the listener's address and port. */
+bool socket_has_address(int fd, const struct listener_config *config);

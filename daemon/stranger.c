@@ -194,7 +194,7 @@ void strangers_tick(struct manager *manager)
 
 	for (const struct service *s = manager->services; s; s = s->next)
 		for (size_t i = 0; i < s->n_listeners; i++)
-			if (s->listeners[i] &&
+			if (s->listeners[i] && !s->listeners[i]->group->dormant &&
 				(!next || s->listeners[i]->looked_usec < next->looked_usec))
 				next = s->listeners[i];
 	if (!next || now < next->looked_usec + STRANGERS_LOOK_USEC)

@@ -27,6 +27,10 @@ _Static_assert(sizeof(struct protocol_grant) +
 			       PROTOCOL_LISTENERS_MAX * sizeof(struct protocol_grant_listener) <=
 		       BODY_MAX,
 	"a GRANT of the most listeners fits");
+_Static_assert(sizeof(struct protocol_resume) +
+			       PROTOCOL_LISTENERS_MAX * sizeof(struct protocol_resume_listener) <=
+		       BODY_MAX,
+	"a RESUME of the most listeners fits");
 _Static_assert(
 	sizeof(struct protocol_cids) + PROTOCOL_CIDS_MAX * sizeof(struct protocol_cid) <= BODY_MAX,
 	"a batch of the most connection IDs fits");
@@ -46,7 +50,8 @@ static const struct {
 	[PROTOCOL_CID_RETIRE] = {"CID_RETIRE", sizeof(struct protocol_cids),
 		sizeof(struct protocol_cid)},
 	[PROTOCOL_ADOPT] = {"ADOPT", sizeof(struct protocol_adopt), 0},
-	[PROTOCOL_RESUME] = {"RESUME", 0, 0},
+	[PROTOCOL_RESUME] = {"RESUME", sizeof(struct protocol_resume),
+		sizeof(struct protocol_resume_listener)},
 	[PROTOCOL_LOAD] = {"LOAD", sizeof(struct protocol_registration), 0},
 	[PROTOCOL_WELCOME] = {"WELCOME", sizeof(struct protocol_welcome), 0},
 	[PROTOCOL_GRANT] = {"GRANT", sizeof(struct protocol_grant),
@@ -66,13 +71,6 @@ static bool type_known(uint16_t type)
 	return type < ARRAY_SIZE(types) && types[type].name;
 }
 
-/* Known by name, but with no body that version 1 defines: whatever it carries, the daemon answers
- * EOPNOTSUPP. */
-static bool type_reserved(uint16_t type)
-{
-	return type == PROTOCOL_RESUME;
-}
-
 const char *message_type_name(uint16_t type)
 {
 	return type_known(type) ? types[type].name : "unknown";
@@ -88,12 +86,14 @@ static const char *check_grant(const struct message *m)
 	const struct protocol_grant *grant = &m->grant;
 	uint8_t seen[PROTOCOL_LISTENERS_MAX] = {};
 	size_t n = le16toh(grant->n_listeners);
+	/* An event tells of sockets that are there already. */
+	bool brings = grant->n_workers && m->header.sequence;
 
 	if (n < 1 || n > PROTOCOL_LISTENERS_MAX)
 		return "GRANT: number of listeners out of range";
 	if (m->header.length != sizeof(*grant) + n * sizeof(struct protocol_grant_listener))
 		return "GRANT: length does not fit the number of listeners";
-	if (m->n_fds != (grant->n_workers ? n : 0))
+	if (m->n_fds != (brings ? n : 0))
 		return "GRANT: not one descriptor for each listener";
 	if (!terminated(grant->instance, sizeof(grant->instance)))
 		return "GRANT: instance is not NUL-terminated";
@@ -108,9 +108,9 @@ static const char *check_grant(const struct message *m)
 			return "GRANT: address of a listener is not NUL-terminated";
 		if (l->reserved)
 			return "GRANT: reserved field is not zero";
-		if (!grant->n_workers && descriptor == PROTOCOL_NO_DESCRIPTOR)
+		if (!brings && descriptor == PROTOCOL_NO_DESCRIPTOR)
 			continue;
-		if (!grant->n_workers || descriptor >= n)
+		if (!brings || descriptor >= n)
 			return "GRANT: index of a descriptor out of range";
 		if (seen[descriptor]++)
 			return "GRANT: two listeners name the same descriptor";
@@ -164,6 +164,52 @@ static const char *check_adopt(const struct message *m)
 	return m->adopt.flags ? "ADOPT: unknown flag" : NULL;
 }
 
+static const char *check_resume_listeners(const struct message *m, size_t n_sockets)
+{
+	uint8_t seen[PROTOCOL_LISTENERS_MAX] = {};
+	size_t named = 0;
+
+	for (size_t i = 0; i < le16toh(m->resume.n_listeners); i++) {
+		const struct protocol_resume_listener *l =
+			(const void *)(m->body + sizeof(m->resume) + i * sizeof(*l));
+		uint16_t descriptor = le16toh(l->descriptor);
+
+		if (!terminated(l->name, sizeof(l->name)) ||
+			!terminated(l->address, sizeof(l->address)))
+			return "RESUME: name or address of a listener is not NUL-terminated";
+		if (l->reserved)
+			return "RESUME: reserved field is not zero";
+		if (descriptor == PROTOCOL_NO_DESCRIPTOR)
+			continue;
+		if (descriptor >= n_sockets || seen[descriptor]++)
+			return "RESUME: index of a descriptor out of range, or named twice";
+		named++;
+	}
+	return named == n_sockets ? NULL : "RESUME: a descriptor that no listener names";
+}
+
+static const char *check_resume(const struct message *m)
+{
+	const struct protocol_resume *resume = &m->resume;
+	uint32_t flags = le32toh(resume->flags);
+	size_t n = le16toh(resume->n_listeners), others = flags & PROTOCOL_RESUME_PROCESS ? 1 : 0;
+
+	if (n < 1 || n > PROTOCOL_LISTENERS_MAX)
+		return "RESUME: number of listeners out of range";
+	if (m->header.length != sizeof(*resume) + n * sizeof(struct protocol_resume_listener))
+		return "RESUME: length does not fit the number of listeners";
+	if (!terminated(resume->service, sizeof(resume->service)) ||
+		!terminated(resume->instance, sizeof(resume->instance)))
+		return "RESUME: service or instance is not NUL-terminated";
+	if (flags & ~(PROTOCOL_RESUME_READY | PROTOCOL_RESUME_DRAINING | PROTOCOL_RESUME_PROCESS))
+		return "RESUME: unknown flag";
+	if (resume->reserved)
+		return "RESUME: reserved field is not zero";
+	if (m->n_fds < others || m->n_fds - others > n)
+		return "RESUME: number of descriptors does not fit flags and listeners";
+	return check_resume_listeners(m, m->n_fds - others);
+}
+
 /* The rules of one type. Header, lengths of fixed bodies and unexpected descriptors were checked.
  */
 static const char *check_body(const struct message *m)
@@ -190,6 +236,8 @@ static const char *check_body(const struct message *m)
 		return check_cids(m);
 	case PROTOCOL_ADOPT:
 		return check_adopt(m);
+	case PROTOCOL_RESUME:
+		return check_resume(m);
 	case PROTOCOL_WELCOME:
 		if (!terminated(m->welcome.daemon_version, sizeof(m->welcome.daemon_version)))
 			return "WELCOME: version of the daemon is not NUL-terminated";
@@ -236,9 +284,11 @@ static size_t descriptors_max(uint16_t type)
 		return 1;
 	case PROTOCOL_GRANT:
 		return PROTOCOL_LISTENERS_MAX;
+	case PROTOCOL_RESUME:
+		return PROTOCOL_LISTENERS_MAX + 1;
 	default:
 		/* What an unknown type carries is its own affair: it is answered with ERROR. */
-		return type_known(type) && !type_reserved(type) ? 0 : PROTOCOL_DESCRIPTORS_MAX;
+		return type_known(type) ? 0 : PROTOCOL_DESCRIPTORS_MAX;
 	}
 }
 
@@ -258,7 +308,7 @@ static const char *check(const struct message *m, size_t size)
 		return "number of descriptors in the header is not that of the message";
 	if (m->n_fds > descriptors_max(h->type))
 		return "descriptors where the type has none";
-	if (!type_known(h->type) || type_reserved(h->type))
+	if (!type_known(h->type))
 		return NULL;
 	if (types[h->type].entry ? h->length < types[h->type].size
 				 : h->length != types[h->type].size)

@@ -24,6 +24,7 @@ struct message {
 		struct protocol_registration registration;
 		struct protocol_cids cids;
 		struct protocol_adopt adopt;
+		struct protocol_resume resume;
 		struct protocol_loads loads;
 		struct protocol_error error;
 		struct protocol_drain_requested drain_requested;

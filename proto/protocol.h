@@ -50,6 +50,16 @@
  *                             <-   GRANT (event): listeners were added to the service, behind the
  *                                  others; of those that were removed name and address are empty
  *
+ * When the connection ended because the daemon did, and the next one knows nothing of the workers,
+ * they come back with the sockets that they have:
+ *
+ *   RESUME (first worker) [its sockets, pidfd of the server]  ->
+ *                             <-   OK: noted
+ *   RESUME (second worker) [its sockets], ... ->
+ *                             <-   OK
+ *                             <-   GRANT (event), for each worker, without descriptors: it is
+ *                                  in effect; slot, registration and keys may be others
+ *
  * States of a worker: joining (from GRANT), active (from READY), draining, gone.
  */
 #pragma once
@@ -78,7 +88,7 @@ enum protocol_type {
 	PROTOCOL_CID_ADD = 7,
 	PROTOCOL_CID_RETIRE = 8,
 	PROTOCOL_ADOPT = 9,
-	PROTOCOL_RESUME = 10, /* reserved: answered with ERROR EOPNOTSUPP */
+	PROTOCOL_RESUME = 10,
 	PROTOCOL_LOAD = 11,
 	/* daemon to client: answers */
 	PROTOCOL_WELCOME = 64,
@@ -159,7 +169,8 @@ struct protocol_register {
 #define PROTOCOL_NO_DESCRIPTOR 0xffffu
 
 /* One listener of a granted worker. Descriptor `descriptor` of the message is its socket; where
- * n_workers is 0 (PROTOCOL_REGISTER_ADOPT) there is none, and it is PROTOCOL_NO_DESCRIPTOR. */
+ * n_workers is 0 (PROTOCOL_REGISTER_ADOPT), and in an event, there is none, and it is
+ * PROTOCOL_NO_DESCRIPTOR. */
 struct protocol_grant_listener {
 	char name[PROTOCOL_NAME_MAX];
 	char address[PROTOCOL_NAME_MAX]; /* "192.0.2.1:443" or "[2001:db8::1]:443" */
@@ -233,6 +244,40 @@ struct protocol_adopt {
 	uint16_t step;     /* enum protocol_adopt_step */
 	uint32_t backlog;  /* LISTEN: of listen(2); else 0 */
 	uint32_t flags;    /* 0 */
+} __attribute__((packed));
+
+#define PROTOCOL_RESUME_READY 1u    /* it was READY */
+#define PROTOCOL_RESUME_DRAINING 2u /* it drains; with READY */
+#define PROTOCOL_RESUME_PROCESS 4u  /* the last descriptor: pidfd of the server, as in ACK */
+
+/* A listener as it was granted. */
+struct protocol_resume_listener {
+	char name[PROTOCOL_NAME_MAX];
+	char address[PROTOCOL_NAME_MAX];
+	uint8_t transport;   /* enum protocol_transport */
+	uint8_t cid_mode;    /* enum protocol_cid_mode */
+	uint16_t descriptor; /* its socket, or PROTOCOL_NO_DESCRIPTOR: it was closed */
+	uint32_t reserved;
+} __attribute__((packed));
+
+/*
+ * One worker of a registration that an earlier daemon made; the first one is worker 0. OK: noted,
+ * and in effect with the GRANT that follows as an event. ERROR: the registration is not resumed,
+ * the connection stays: EACCES, ENOENT and EDQUOT as for REGISTER; EINVAL: not in order, or not as
+ * the RESUME before; EBADF: a descriptor is not the socket that it should be; EEXIST: the slot is
+ * another's, and a QUIC listener's connection IDs name it.
+ */
+struct protocol_resume {
+	char service[PROTOCOL_NAME_MAX];
+	char instance[PROTOCOL_NAME_MAX];
+	uint32_t worker;
+	uint32_t n_workers;
+	uint32_t weight; /* as in REGISTER */
+	uint32_t flags;  /* PROTOCOL_RESUME_... */
+	uint16_t slot;   /* of its GRANT */
+	uint16_t n_listeners;
+	uint32_t reserved;
+	/* followed by n_listeners of struct protocol_resume_listener */
 } __attribute__((packed));
 
 struct protocol_cid {

@@ -92,6 +92,23 @@ static void on_disconnected(struct reuseport *context, int error, const char *te
 	run_complain("reuseportd is gone (%s); the server goes on", text);
 }
 
+static void on_resumed(struct reuseport *context, void *user_data)
+{
+	run_complain("reuseportd is back");
+}
+
+/* The server has them, wherever it has put them, and perhaps its children alone. */
+static int on_find_socket(
+	struct reuseport *context, unsigned worker, unsigned listener, void *user_data)
+{
+	struct run *run = user_data;
+
+	if (!run->inodes)
+		return -ENOENT;
+	return wait_find_socket(
+		run, run->inodes[worker * reuseport_n_listeners(context) + listener]);
+}
+
 static void on_executed(struct run *run)
 {
 	run->executed = true;
@@ -243,6 +260,8 @@ static int launch(struct run *run)
 	static const struct reuseport_callbacks callbacks = {
 		.drain = on_drain,
 		.disconnected = on_disconnected,
+		.resumed = on_resumed,
+		.find_socket = on_find_socket,
 	};
 	const char *path = run->socket_path;
 	int result;
@@ -315,6 +334,7 @@ int main(int argc, char **argv)
 	signal(SIGCHLD, SIG_DFL); /* ignored, it would take the exit status away */
 	result = launch(&run);
 	wait_done(&run);
+	free(run.inodes);
 	reuseport_close(run.context);
 	close_fd(&run.signal_fd);
 	close_fd(&run.notify_fd);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -93,10 +94,16 @@ int server_start(struct reuseport *context, void *user_data)
 		become_server(run, arguments, child_fd);
 	}
 	run->server_pid = pid;
+	run->inodes =
+		calloc((size_t)reuseport_n_workers(context) * reuseport_n_listeners(context) + 1,
+			sizeof(*run->inodes));
 	for (unsigned w = 0; w < reuseport_n_workers(context); w++)
 		for (unsigned l = 0; l < reuseport_n_listeners(context); l++) {
 			int fd = reuseport_take_socket(context, w, l);
+			struct stat status;
 
+			if (run->inodes && fstat(fd, &status) == 0)
+				run->inodes[w * reuseport_n_listeners(context) + l] = status.st_ino;
 			close_fd(&fd);
 		}
 	/* The child can't be reaped by anybody else: the pid is still its own. */

@@ -322,6 +322,27 @@ static void join_old(struct run *run, const struct thread *thread, void *data)
 	}
 }
 
+struct search {
+	uint64_t inode;
+	int fd;
+};
+
+static void search_thread(struct run *run, const struct thread *thread, void *data)
+{
+	struct search *search = data;
+
+	if (search->fd < 0)
+		search->fd = take_socket(thread, search->inode);
+}
+
+int wait_find_socket(struct run *run, uint64_t inode)
+{
+	struct search search = {.inode = inode, .fd = -1};
+
+	for_each_thread(run, search_thread, &search);
+	return search.fd < 0 ? -ENOENT : search.fd;
+}
+
 /* Whoever has them, if anybody: they are awaited no more. */
 static void join_bound_before(struct run *run, uint64_t before_usec)
 {

@@ -16,6 +16,7 @@
 #include "daemon/client.c"
 #include "daemon/client-register.c"
 #include "daemon/client-request.c"
+#include "daemon/client-resume.c"
 #include "daemon/event.c"
 #include "daemon/load.c"
 #include "daemon/peer.c"
@@ -69,6 +70,8 @@ void group_remove_socket(struct group *group, uint16_t slot)
 
 bool group_has_socket(const struct group *group, uint16_t slot, uint64_t *ret_cookie)
 {
+	if (ret_cookie)
+		*ret_cookie = slot % 2;
 	return socket_there[group_index(group)][slot];
 }
 
@@ -112,6 +115,53 @@ int adopt_socket(struct registration *registration, struct listener *listener, i
 	registration_joined(worker, listener);
 	if (backlog % 4 == 3) /* the server closes it, and the kernel takes it out */
 		socket_there[listener->index][worker->slot] = false;
+	return 0;
+}
+
+uint64_t socket_cookie(int fd)
+{
+	return (uint64_t)fd % 2;
+}
+
+bool takeover_runs(const struct manager *manager)
+{
+	return manager->next_slot % 7 == 6;
+}
+
+int claim_socket(struct registration *registration, uint32_t worker, uint32_t granted,
+	struct listener *listener, int fd, const char **ret_reason)
+{
+	uint16_t slot = registration->workers[worker].slot;
+
+	close_fd(&fd);
+	*ret_reason = "refused";
+	if (worker != registration->n_workers - 1 || granted >= registration->n_granted)
+		abort();
+	return slot % 5 == 4 ? -EBADF : 0;
+}
+
+void claims_free(struct registration *registration)
+{
+}
+
+/* At once, where the real one waits for the kernel. */
+int claims_complete(struct registration *registration)
+{
+	struct client *client = registration->client;
+
+	if (registration->n_workers != registration->n_expected)
+		abort();
+	for (uint32_t i = 0; i < registration->n_workers; i++)
+		for (uint32_t k = 0; k < LISTENERS; k++)
+			if (client_granted_listener(registration, k) ==
+				registration->service->listeners[k]) {
+				socket_there[k][registration->workers[i].slot] = true;
+				registration->workers[i].present |= 1ULL << k;
+			}
+	registration_resumed(registration);
+	client->resumed_untold = registration->n_workers;
+	client_keep(client, false);
+	client_send_resumed(client);
 	return 0;
 }
 

@@ -159,7 +159,6 @@ def test_refused_requests_leave_the_connection(daemon, descriptors_return):
     refused(connection, proto.WELCOME, bytes(proto.WELCOME_FORMAT.size))
     refused(connection, proto.ADOPT, proto.ADOPT_FORMAT.pack(1, 0, 1, 0, 0),
             [connection.socket.fileno()])
-    assert refused(connection, proto.RESUME) == errno.EOPNOTSUPP
     refused(connection, proto.READY, proto.REGISTRATION_FORMAT.pack(1, 0))
     refused(connection, proto.UNREGISTER, proto.REGISTRATION_FORMAT.pack(0xffffffff, 0))
     refused(connection, proto.ACK, proto.ACK_FORMAT.pack(1, 0, 0, 0))

@@ -45,6 +45,8 @@ STALLED_FORMAT = struct.Struct("<IIII")
 CIDS_FORMAT = struct.Struct("<IIHH")
 CID_FORMAT = struct.Struct("<B20s3x")
 ADOPT_FORMAT = struct.Struct("<IHHII")
+RESUME_FORMAT = struct.Struct("<64s64sIIIIHHI")
+RESUME_LISTENER_FORMAT = struct.Struct("<64s64sBBHI")
 
 TCP, UDP, QUIC = 1, 2, 3
 CID_QUIC_LB, CID_QUIC_LB_PLAIN, CID_REGISTERED, CID_NGINX, CID_OPAQUE = 1, 2, 3, 4, 5

@@ -80,7 +80,8 @@ static void mistakes_of_the_daemon_section(void **state)
 	assert_daemon_mistake("[Daemon]\nUsr=root\n",
 		"@/reuseportd.conf:2: unknown key 'Usr' in [Daemon]; known are User, StatusGroup, "
 		"AdminGroup, HostID, MaxConnectionsPerUser, MaxSlotsPerUser, "
-		"MaxConnectionIDsPerUser, MessagesPerSecondPerUser, AnswerTimeoutSec, StateDirectory, "
+		"MaxConnectionIDsPerUser, MessagesPerSecondPerUser, AnswerTimeoutSec, ResumeGraceSec, "
+		"StateDirectory, "
 		"Classifier, ClassifierShare, ClassifierOverflow");
 	assert_daemon_mistake("[Daemon]\nUser=no-such-user\n",
 		"@/reuseportd.conf:2: User= names the user 'no-such-user', which does not exist");

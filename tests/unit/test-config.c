@@ -24,6 +24,7 @@ static void an_empty_directory_gives_the_defaults(void **state)
 	assert_int_equal(config->max_cids, 1048576);
 	assert_int_equal(config->max_messages, 10000);
 	assert_int_equal(config->answer_timeout_usec, 10 * USEC_PER_SEC);
+	assert_int_equal(config->resume_grace_usec, 10 * USEC_PER_SEC);
 	assert_string_equal(config->state_directory, "/var/lib/reuseportd");
 	assert_false(config->state_directory_set);
 }
@@ -120,7 +121,8 @@ static void every_key_of_the_daemon_is_read(void **state)
 				     "MaxSlotsPerUser=18\n"
 				     "MaxConnectionIDsPerUser=19\n"
 				     "MessagesPerSecondPerUser=20\n"
-				     "AnswerTimeoutSec=250ms\n");
+				     "AnswerTimeoutSec=250ms\n"
+				     "ResumeGraceSec=1min\n");
 	directory_add(&directory, "web.conf", "[Service]\n[Listener a]\nListenStream=1\n");
 	config = loaded(&directory);
 	assert_string_equal(config->user, "root");
@@ -132,6 +134,7 @@ static void every_key_of_the_daemon_is_read(void **state)
 	assert_int_equal(config->max_cids, 19);
 	assert_int_equal(config->max_messages, 20);
 	assert_int_equal(config->answer_timeout_usec, 250000);
+	assert_int_equal(config->resume_grace_usec, 60 * USEC_PER_SEC);
 	assert_int_equal(config->services[0]->listeners[0]->host_id, 0x1234);
 }
 

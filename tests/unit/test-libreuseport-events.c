@@ -188,9 +188,10 @@ static void the_daemons_death_is_told_once_and_the_sockets_stay(void **state)
 	CHECK(reuseport_dispatch(f->r, WAIT_MSEC), 1);
 	assert_int_equal(f->n_disconnects, 1);
 	assert_int_equal(f->error, -ECONNRESET);
-	CHECK(reuseport_dispatch(f->r, 0), -ENOTCONN);
-	CHECK(reuseport_dispatch(f->r, WAIT_MSEC), -ENOTCONN);
-	assert_int_equal(reuseport_get_fd(f->r), -ENOTCONN);
+	/* Another connection is tried for, and nobody is there. */
+	CHECK(reuseport_dispatch(f->r, 0), 0);
+	CHECK(reuseport_dispatch(f->r, 300), 0);
+	assert_true(reuseport_get_fd(f->r) >= 0);
 	CHECK(reuseport_ready(f->r, WAIT_MSEC), -ENOTCONN);
 	CHECK_ERROR("the connection to reuseportd ended");
 	assert_int_equal(f->n_disconnects, 1);

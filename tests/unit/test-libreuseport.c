@@ -204,7 +204,8 @@ static void the_last_acknowledgement_names_the_servers_process(void **state)
 	start(f, serve_for_another_process);
 	CHECK(reuseport_register_for(f->r, "web", NULL, 2, 0, WAIT_MSEC, start_parent, &s), 0);
 	assert_int_equal(s.n_calls, 1);
-	assert_int_equal(count_descriptors(), f->n_descriptors + 4 + 4);
+	/* The sockets, and the pidfd, which the next daemon is to be told as well. */
+	assert_int_equal(count_descriptors(), f->n_descriptors + 4 + 4 + 1);
 }
 
 static void serve_a_start_that_fails(struct fake *d)

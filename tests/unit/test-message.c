@@ -360,9 +360,91 @@ static void grant_of_no_worker_has_no_descriptor(void **state)
 	expect_refused(f, &p, "index of a descriptor");
 }
 
+static void grant_that_is_an_event_has_no_descriptor(void **state)
+{
+	struct {
+		struct protocol_grant fixed;
+		struct protocol_grant_listener listener;
+	} body = {
+		.fixed.n_listeners = htole16(1),
+		.fixed.n_workers = htole32(1),
+		.listener.descriptor = htole16(PROTOCOL_NO_DESCRIPTOR),
+	};
+	struct fixture *f = *state;
+	struct packet p;
+
+	make_packet(&p, PROTOCOL_GRANT, &body, sizeof(body), 0);
+	p.header.sequence = 0;
+	expect_accepted(f, &p);
+	make_packet(&p, PROTOCOL_GRANT, &body, sizeof(body), 0);
+	expect_refused(f, &p, "not one descriptor for each listener");
+}
+
+static void resume_brings_sockets_and_names_each(void **state)
+{
+	struct body {
+		struct protocol_resume fixed;
+		struct protocol_resume_listener listeners[2];
+	} good = {
+		.fixed.n_workers = htole32(1),
+		.fixed.n_listeners = htole16(2),
+		.listeners[0].descriptor = htole16(1),
+		.listeners[1].descriptor = htole16(0),
+	};
+	const size_t size = sizeof(good);
+	struct fixture *f = *state;
+	struct body wrong;
+	struct packet p;
+
+	make_packet(&p, PROTOCOL_RESUME, &good, size, 2);
+	expect_accepted(f, &p);
+	make_packet(&p, PROTOCOL_RESUME, &good, size, 1);
+	expect_refused(f, &p, "index of a descriptor");
+	make_packet(&p, PROTOCOL_RESUME, &good, size, 3);
+	expect_refused(f, &p, "number of descriptors does not fit");
+	make_packet(&p, PROTOCOL_RESUME, &good, size - 1, 2);
+	expect_refused(f, &p, "length does not fit");
+	wrong = good, wrong.fixed.flags = htole32(PROTOCOL_RESUME_PROCESS);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 3);
+	expect_accepted(f, &p);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "index of a descriptor");
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 0);
+	expect_refused(f, &p, "number of descriptors does not fit");
+	wrong = good, wrong.listeners[0].descriptor = htole16(PROTOCOL_NO_DESCRIPTOR);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 1);
+	expect_accepted(f, &p);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "that no listener names");
+	wrong = good, wrong.listeners[0].descriptor = 0;
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "named twice");
+	wrong = good, wrong.fixed.flags = htole32(8);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "unknown flag");
+	wrong = good, wrong.fixed.reserved = 1;
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "reserved field");
+	wrong = good, wrong.listeners[1].reserved = 1;
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "reserved field");
+	wrong = good, memset(wrong.fixed.service, 'x', sizeof(wrong.fixed.service));
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "not NUL-terminated");
+	wrong = good, memset(wrong.listeners[1].name, 'x', sizeof(wrong.listeners[1].name));
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "not NUL-terminated");
+	wrong = good, wrong.fixed.n_listeners = 0;
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "number of listeners");
+	wrong = good, wrong.fixed.n_listeners = htole16(3);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "length does not fit");
+}
+
 static void unknown_types_pass_with_whatever_they_carry(void **state)
 {
-	static const uint16_t unknown[] = {0, 12, 63, 69, 132, 1000, 65535, PROTOCOL_RESUME};
+	static const uint16_t unknown[] = {0, 12, 63, 69, 132, 1000, 65535};
 	struct fixture *f = *state;
 	uint8_t body[100];
 	struct packet p;
@@ -720,6 +802,8 @@ int main(void)
 		TEST(every_type_is_accepted_in_its_plain_form),
 		TEST(adopt_brings_one_socket),
 		TEST(grant_of_no_worker_has_no_descriptor),
+		TEST(grant_that_is_an_event_has_no_descriptor),
+		TEST(resume_brings_sockets_and_names_each),
 		TEST(unknown_types_pass_with_whatever_they_carry),
 		TEST(a_broken_header_is_refused),
 		TEST(a_message_too_long_is_refused),
