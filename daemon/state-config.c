@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/hex.h"
 #include "common/util.h"
 
 enum kind {
@@ -306,8 +307,7 @@ json_t *listener_config_to_json(const struct listener_config *listener)
 	json_t *json = to_json(listener_fields, listener);
 	char text[2 * sizeof(listener->address) + 1] = "";
 
-	for (size_t i = 0; i < listener->address_length; i++)
-		snprintf(text + 2 * i, 3, "%02x", ((const uint8_t *)&listener->address)[i]);
+	hex_write(text, (const uint8_t *)&listener->address, listener->address_length);
 	json_object_set_new(json, "address", json_string(text));
 	json_object_set_new(json, "share", share_to_json(listener));
 	return json;

@@ -322,7 +322,7 @@ enum protocol_drain_reason {
 	PROTOCOL_DRAIN_OPERATOR = 1, /* asked for over the control socket */
 	PROTOCOL_DRAIN_REPLACED = 2, /* a new worker of the same instance is ready */
 	PROTOCOL_DRAIN_RELOAD = 3,   /* the service left the configuration */
-	PROTOCOL_DRAIN_SHUTDOWN = 4, /* the daemon stops */
+	PROTOCOL_DRAIN_SHUTDOWN = 4, /* the daemon stops for good; none does so yet */
 	PROTOCOL_DRAIN_STALLED = 5,  /* its accept queue stood still and was taken away */
 };
 
