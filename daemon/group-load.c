@@ -65,14 +65,14 @@ static struct bpf_object *open_object(const struct listener_config *config)
 }
 
 /*
- * Where an ID names its worker, only handshakes are remembered, for seconds instead of minutes: an
- * eighth of the entries.
+ * Where an ID names its worker, only handshakes are remembered, for seconds instead of minutes: half of
+ * the entries.
  */
 static uint32_t n_flows(const struct listener_config *config)
 {
 	if (config->transport != TRANSPORT_QUIC || config->cid_mode == CID_OPAQUE || config->share)
 		return config->n_flows;
-	return MAX(config->n_flows / 8, LISTENER_FLOWS_MIN);
+	return MAX(config->n_flows / 2, LISTENER_FLOWS_MIN);
 }
 
 static int prepare_object(struct group *group, const struct listener_config *config, int ring)
