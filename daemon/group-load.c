@@ -65,8 +65,8 @@ static struct bpf_object *open_object(const struct listener_config *config)
 }
 
 /*
- * Where an ID names its worker, only handshakes are remembered, for seconds instead of minutes: half of
- * the entries.
+ * Where an ID names its worker, only handshakes are remembered, for seconds instead of minutes:
+ * half of the entries.
  */
 static uint32_t n_flows(const struct listener_config *config)
 {
