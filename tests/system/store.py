@@ -262,6 +262,18 @@ class KeptDaemon(StoredDaemon):
     stores = False
 
 
+def whole_status(daemon, service):
+    """
+    Status, once the queue of each socket is in it. The kernel dumps many sockets in parts, and passes
+    some over when one goes meanwhile: the keeper or systemd closes its copy of a sink a moment later.
+    """
+    def whole():
+        found = daemon.status(service)
+        queues = [socket["queue"] for worker in found["workers"] for socket in worker["sockets"]]
+        return found if None not in queues else None
+    return harness.poll_until(whole, "a status with the queue of every socket", interval=0.1)
+
+
 @contextlib.contextmanager
 def started(configuration, kind=StoredDaemon):
     """A function that starts daemons; at the end those that live still are stopped in order."""

@@ -13,7 +13,7 @@ import stat
 import pytest
 
 import harness
-from store import KeptDaemon, StoredDaemon, started
+from store import KeptDaemon, StoredDaemon, started, whole_status
 
 PORT = 8080
 ADDRESS = ("127.0.0.1", PORT)
@@ -180,11 +180,11 @@ def test_three_hundred_registrations_come_back(kept, configuration):
     configuration.service("web", WEB.replace("AllowUser=root", "AllowUser=root\nMaxWorkers=2000"))
     daemon = kept()
     workers = [daemon.worker(instance=f"w{i}") for i in range(300)]
-    before = daemon.status("web")
+    before = whole_status(daemon, "web")
     n = descriptors(keeper(daemon))
     assert n > 600
     daemon.restart()
-    assert daemon.status("web") == before and len(before["workers"]) == 300
+    assert whole_status(daemon, "web") == before and len(before["workers"]) == 300
     wait_descriptors(daemon, n)
     for worker in workers:
         worker.leave()

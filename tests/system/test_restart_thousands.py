@@ -3,7 +3,7 @@
 import pytest
 
 import harness
-from store import KeptDaemon, StoredDaemon
+from store import KeptDaemon, StoredDaemon, whole_status
 
 ADDRESS = ("127.0.0.1", 8080)
 REGISTRATIONS, EACH = 40, 100
@@ -15,28 +15,16 @@ ListenStream={ADDRESS[0]}:{ADDRESS[1]}
 """
 
 
-def whole_status(daemon):
-    """
-    Status, once the queue of each socket is in it: a dump of that many sockets, in many parts, passes
-    some over when the sink is made anew meanwhile.
-    """
-    def whole():
-        found = daemon.status("web")
-        queues = [socket["queue"] for worker in found["workers"] for socket in worker["sockets"]]
-        return found if None not in queues else None
-    return harness.poll_until(whole, "a status with the queue of every socket", interval=0.1)
-
-
 @pytest.mark.parametrize("kind", [StoredDaemon, KeptDaemon], ids=["store", "keeper"])
 def test_four_thousand_workers_come_back(stored, configuration, kind):
     configuration.write("reuseportd.conf", "[Daemon]\nMaxSlotsPerUser=4095\n")
     configuration.service("web", WEB)
     daemon = stored(kind=kind)
     workers = [daemon.worker(instance=f"w{i}", n_workers=EACH) for i in range(REGISTRATIONS)]
-    before = whole_status(daemon)
+    before = whole_status(daemon, "web")
     assert len(before["workers"]) == REGISTRATIONS * EACH
     daemon.restart()
-    assert whole_status(daemon) == before
+    assert whole_status(daemon, "web") == before
     assert {(w["state"], w["connected"]) for w in before["workers"]} == {("active", True)}
 
     workers.append(daemon.worker(instance="new"))
