@@ -150,6 +150,9 @@ static void note_event(struct reuseport *r)
 	case PROTOCOL_GRANT:
 		registration_add_listeners(r);
 		return;
+	case PROTOCOL_ADOPTED:
+		r->last_adopted = m->adopted;
+		return;
 	case PROTOCOL_STALLED:
 		note_stalled(r, &m->stalled);
 		return;

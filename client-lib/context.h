@@ -46,6 +46,13 @@ enum resume {
 	RESUME_GRANT, /* for the GRANT of every worker */
 };
 
+/* A socket that the daemon has adopted. */
+struct adopted {
+	uint64_t cookie, inode;
+	uint16_t listener, slot; /* PROTOCOL_NO_SLOT: bound only */
+	uint16_t row;            /* the worker as which it is brought back */
+};
+
 struct reuseport {
 	int socket;   /* to the daemon, -1: none (any more) */
 	int epoll_fd; /* of socket and wake_fd; -1 without a daemon */
@@ -80,6 +87,11 @@ struct reuseport {
 	unsigned resume_worker; /* that is to be sent, or granted, next */
 	uint64_t *cookies;      /* of each socket */
 	int *numbers;           /* of each socket that was taken: where it was */
+	unsigned max_workers;   /* of a registration that adopts; else 0 */
+	struct adopted *adopted;
+	unsigned n_adopted;
+	unsigned n_rows;
+	struct protocol_adopted last_adopted; /* of which the daemon has told */
 
 	/* The registration. Arrays are indexed [worker] or [worker * n_listeners + listener]. */
 	bool registered;
@@ -150,6 +162,8 @@ void resume_message(struct reuseport *r);
 /* Of the sockets that were granted. -ENOMEM. */
 int resume_prepare(struct reuseport *r);
 void resume_clear(struct reuseport *r);
+/* The daemon has adopted it: bound it, or, as r->last_adopted may say, given it a slot. */
+void resume_note_adopted(struct reuseport *r, unsigned listener, int fd);
 
 /* register.c */
 

@@ -273,6 +273,7 @@ static int register_with(struct reuseport *r, const char *service, const char *i
 	strcpy(body.service, service);
 	strcpy(r->service, service);
 	r->weight = weight;
+	r->max_workers = adopt ? n_workers : 0;
 	r->ready = r->draining = false;
 	strcpy(body.instance, instance ? instance : "");
 	snprintf(what, sizeof(what), "cannot register with service %s", service);
@@ -329,7 +330,10 @@ _public_ int reuseport_adopt(
 	result = connection_send(r, PROTOCOL_ADOPT, &body, sizeof(body), fd, deadline);
 	if (result < 0)
 		return result;
-	return connection_wait(r, PROTOCOL_OK, PROTOCOL_OK, "cannot adopt the socket", deadline);
+	result = connection_wait(r, PROTOCOL_OK, PROTOCOL_OK, "cannot adopt the socket", deadline);
+	if (result >= 0)
+		resume_note_adopted(r, listener, fd);
+	return result;
 }
 
 _public_ int reuseport_register(struct reuseport *r, const char *service, const char *instance,

@@ -88,6 +88,8 @@ struct reuseport_callbacks {
 	 * or a negative errno: nobody has it. */
 	int (*find_socket)(
 		struct reuseport *r, unsigned worker, unsigned listener, void *user_data);
+	/* The same for a socket that was given to reuseport_adopt(), by its inode (fstat(2)). */
+	int (*find_adopted)(struct reuseport *r, uint64_t inode, void *user_data);
 };
 
 /*
@@ -146,7 +148,9 @@ int reuseport_register_for(struct reuseport *r, const char *service, const char 
  * socket is brought by reuseport_adopt(). max_workers (1 or more): how many sockets of one listener
  * there may be at once. start as for reuseport_register_for(). After reuseport_ready() a worker is
  * active as soon as its socket can be. Listeners that are added to the service later are known
- * after reuseport_dispatch(), with the next numbers; those of the others stay.
+ * after reuseport_dispatch(), with the next numbers; those of the others stay. Its sockets come
+ * back to another daemon as those of other registrations do, as far as they are found: among the
+ * descriptors of this process, and by the find_adopted callback.
  * Results and errors as for reuseport_register(); -EOPNOTSUPP without a daemon.
  */
 int reuseport_register_adopting(struct reuseport *r, const char *service, const char *instance,

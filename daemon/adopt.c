@@ -37,7 +37,8 @@ struct adoption {
 	struct registration *registration;
 	struct listener *listener;
 	int fd;
-	char *text; /* why not, PROTOCOL_TEXT_MAX octets */
+	char *text;             /* why not, PROTOCOL_TEXT_MAX octets */
+	struct worker **worker; /* to whom it comes */
 };
 
 static int refuse(const struct adoption *adoption, int error, const char *format, ...)
@@ -296,20 +297,26 @@ static int adopt_listen(const struct adoption *adoption, uint32_t backlog)
 	if (stands_at_slot(adoption))
 		return 0;
 	worker = take_worker(adoption, &result);
-	return worker ? put_at_slot(adoption, worker) : result;
+	if (worker)
+		result = put_at_slot(adoption, worker);
+	if (result >= 0)
+		*adoption->worker = worker;
+	return result;
 }
 
 int adopt_socket(struct registration *registration, struct listener *listener, int fd,
-	enum protocol_adopt_step step, uint32_t backlog, char *text)
+	enum protocol_adopt_step step, uint32_t backlog, struct worker **ret_worker, char *text)
 {
 	const struct adoption adoption = {
 		.registration = registration,
 		.listener = listener,
 		.fd = fd,
 		.text = text,
+		.worker = ret_worker,
 	};
 	int result;
 
+	*ret_worker = NULL;
 	*text = '\0';
 	if (manager_account(registration->service->manager, registration->uid)->may_not_adopt)
 		return refuse(&adoption, -EPERM,

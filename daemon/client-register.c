@@ -228,7 +228,7 @@ static bool grant_new_listeners(struct registration *registration)
 }
 
 /* The GRANT of a registration that brings its own sockets: what there is to bind. */
-static int send_listeners(struct client *client, uint32_t sequence)
+int client_send_listeners(struct client *client, uint32_t sequence)
 {
 	const struct registration *registration = client->registration;
 	struct protocol_grant *grant = &client->message->grant;
@@ -261,14 +261,15 @@ void client_tell_listeners(struct client *client)
 	struct registration *registration = client->registration;
 	uint32_t before;
 
-	if (!registration || !registration->max_workers || !registration->acked)
+	if (!registration || !registration->max_workers || !registration->acked ||
+		client->resumed_untold) /* that comes first */
 		return;
 	before = registration->n_granted;
 	if (!grant_new_listeners(registration))
 		return;
 	store_touch(client->manager->store);
 	store_commit(client->manager->store);
-	if (send_listeners(client, 0) >= 0)
+	if (client_send_listeners(client, 0) >= 0)
 		return;
 	registration->n_granted = before; /* it does not read: a second later again */
 	store_touch(client->manager->store);
@@ -280,7 +281,7 @@ static int grant_listeners(struct client *client)
 	int result;
 
 	grant_new_listeners(client->registration);
-	result = send_listeners(client, client->sequence);
+	result = client_send_listeners(client, client->sequence);
 	if (result < 0)
 		return result;
 	client->granting = 0;

@@ -11,6 +11,7 @@
 #include "daemon/load.h"
 #include "daemon/group.h"
 #include "daemon/group-quic.h"
+#include "daemon/socket.h"
 #include "daemon/store.h"
 
 int client_handle_registration(struct client *client, uint16_t type)
@@ -141,6 +142,20 @@ int client_handle_cids(struct client *client, uint16_t type)
 	return client_send_ok(client, client->message->header.sequence);
 }
 
+void client_send_adopted(
+	struct client *client, const struct worker *worker, uint32_t listener, uint64_t cookie)
+{
+	const struct protocol_adopted event = {
+		.registration = htole32(worker->registration->id),
+		.listener = htole16((uint16_t)listener),
+		.slot = htole16(worker->slot),
+		.cookie = htole64(cookie),
+	};
+
+	/* A client that reads nothing misses it, and can't bring the socket to another daemon. */
+	message_send(client->socket, PROTOCOL_ADOPTED, 0, &event, sizeof(event), NULL, 0);
+}
+
 int client_handle_adopt(struct client *client)
 {
 	struct registration *registration = client->registration;
@@ -149,6 +164,8 @@ int client_handle_adopt(struct client *client)
 	uint16_t index = le16toh(request.listener);
 	char text[PROTOCOL_TEXT_MAX];
 	struct listener *listener;
+	struct worker *worker;
+	uint64_t cookie;
 	int result;
 
 	if (!registration || registration->id != id || !registration->acked ||
@@ -161,12 +178,15 @@ int client_handle_adopt(struct client *client)
 	if (!listener)
 		return client_refuse(client, ENOENT, "ADOPT: listener %u is closed", index);
 	result = adopt_socket(registration, listener, client->message->fds[0],
-		le16toh(request.step), le32toh(request.backlog), text);
+		le16toh(request.step), le32toh(request.backlog), &worker, text);
+	cookie = socket_cookie(client->message->fds[0]);
 	/* Before the answer: once the server goes on, no copy of its socket is here. */
 	close_fd(&client->message->fds[0]);
 	if (result < 0)
 		return client_refuse(client, -result, "%s", text);
 	store_commit(client->manager->store);
+	if (worker)
+		client_send_adopted(client, worker, index, cookie);
 	return client_send_ok(client, sequence);
 }
 

@@ -46,8 +46,12 @@ static int begin(struct client *client, const struct protocol_resume *resume)
 	const uint32_t flags = le32toh(resume->flags), n = le32toh(resume->n_workers);
 	struct registration *registration;
 	struct service *service = NULL;
+	const uint32_t max_workers = le32toh(resume->max_workers);
 	int pidfd, result;
 
+	if (max_workers && (max_workers > PROTOCOL_WORKERS_MAX || n > max_workers))
+		return client_refuse(client, EINVAL, "RESUME: %u workers of at most %u", n,
+			MIN(max_workers, (uint32_t)PROTOCOL_WORKERS_MAX));
 	result = client_check_registration(
 		client, resume->service, resume->instance, n, le32toh(resume->weight), n, &service);
 	if (result != 1)
@@ -56,8 +60,8 @@ static int begin(struct client *client, const struct protocol_resume *resume)
 	if (pidfd < 0)
 		return client_refuse(
 			client, errno, "the daemon has no descriptor left: %s", strerror(errno));
-	result = registration_new_resumed(
-		&registration, service, client, resume->instance, n, le32toh(resume->weight));
+	result = registration_new_resumed(&registration, service, client, resume->instance, n,
+		max_workers, le32toh(resume->weight));
 	if (result < 0) {
 		close_fd(&pidfd);
 		return client_refuse(client, -result, "RESUME: %s", strerror(-result));
@@ -87,7 +91,8 @@ static int check_order(struct client *client, const struct protocol_resume *resu
 	const struct registration *registration = client->registration;
 
 	if (registration->n_expected != le32toh(resume->n_workers) ||
-		registration->n_workers != le32toh(resume->worker) ||
+		registration->n_came != le32toh(resume->worker) ||
+		registration->max_workers != le32toh(resume->max_workers) ||
 		registration->n_granted != le16toh(resume->n_listeners) ||
 		strcmp(registration->instance, resume->instance) != 0 ||
 		strcmp(registration->service->config->name, resume->service) != 0)
@@ -110,14 +115,15 @@ static bool slot_is_named(const struct registration *registration)
 	return false;
 }
 
-static int take_worker(struct client *client, const struct protocol_resume *resume)
+static int claim_slot(struct client *client, const struct protocol_resume *resume)
 {
 	struct registration *registration = client->registration;
 	const uint16_t slot = le16toh(resume->slot);
-	const uint32_t index = registration->n_workers;
 	struct worker *worker;
 	int result;
 
+	if (slot == PROTOCOL_NO_SLOT && registration->max_workers)
+		return 1;
 	if (slot >= SLOT_COUNT)
 		return client_refuse(client, EINVAL, "RESUME: there is no slot %u", slot);
 	/* Others may have come since the first of its workers. */
@@ -130,6 +136,18 @@ static int take_worker(struct client *client, const struct protocol_resume *resu
 	if (result < 0)
 		return client_refuse(client, -result, "RESUME: slot %u: %s", slot,
 			result == -EEXIST ? "another worker has it" : strerror(-result));
+	return 1;
+}
+
+static int take_worker(struct client *client, const struct protocol_resume *resume)
+{
+	struct registration *registration = client->registration;
+	const uint32_t index = registration->n_workers;
+	int result = claim_slot(client, resume);
+
+	if (result != 1)
+		return result;
+	registration->n_came++;
 	for (uint32_t i = 0; i < registration->n_granted; i++) {
 		const struct protocol_resume_listener *entry = listener_of(client->message, i);
 		struct listener *listener = client_granted_listener(registration, i);
@@ -138,7 +156,8 @@ static int take_worker(struct client *client, const struct protocol_resume *resu
 
 		if (descriptor == PROTOCOL_NO_DESCRIPTOR || !listener)
 			continue;
-		result = claim_socket(registration, index, i, listener,
+		result = claim_socket(registration, index,
+			entry->flags ? PROTOCOL_NO_SLOT : le16toh(resume->slot), i, listener,
 			take_fd(&client->message->fds[descriptor]), &reason);
 		if (result < 0)
 			return client_refuse(client, -result,
@@ -146,6 +165,20 @@ static int take_worker(struct client *client, const struct protocol_resume *resu
 				entry->name, reason);
 	}
 	return 1;
+}
+
+static bool has_socket(
+	const struct registration *registration, const struct listener *listener, uint64_t cookie)
+{
+	/* Which of the slots a server has that made its sockets itself, it need not know. */
+	const uint32_t n = registration->max_workers ? registration->n_workers : 1;
+	uint64_t standing;
+
+	for (uint32_t i = 0; i < n; i++)
+		if (group_has_socket(listener->group, registration->workers[i].slot, &standing) &&
+			standing == cookie)
+			return true;
+	return false;
 }
 
 /* Whether one of its sockets was brought, so that it is the worker that it says. */
@@ -157,15 +190,25 @@ static bool brings_own(const struct client *client, const struct registration *r
 		const struct protocol_resume_listener *entry = listener_of(message, i);
 		const struct listener *listener = find_listener(registration->service, entry);
 		uint16_t descriptor = le16toh(entry->descriptor);
-		uint64_t standing;
 
 		if (listener && descriptor != PROTOCOL_NO_DESCRIPTOR &&
-			group_has_socket(
-				listener->group, registration->workers[0].slot, &standing) &&
-			standing == socket_cookie(message->fds[descriptor]))
+			has_socket(registration, listener, socket_cookie(message->fds[descriptor])))
 			return true;
 	}
 	return false;
+}
+
+/* Those of one that adopts come and go: what it brings is what it has, some or all of it. */
+static bool is_as_known(const struct registration *r, const struct protocol_resume *resume)
+{
+	const uint32_t n_listeners = le16toh(resume->n_listeners);
+
+	if (r->max_workers != le32toh(resume->max_workers) || strcmp(r->instance, resume->instance))
+		return false;
+	if (r->max_workers)
+		return n_listeners <= r->n_granted;
+	return n_listeners == r->n_granted && r->n_workers == le32toh(resume->n_workers) &&
+	       r->workers[0].slot == le16toh(resume->slot);
 }
 
 /* One whose connection alone was lost. */
@@ -176,11 +219,8 @@ static struct registration *find_known(struct client *client, const struct proto
 	if (client->registration || resume->worker || !service)
 		return NULL;
 	for (struct registration *r = service->registrations; r; r = r->next)
-		if (r->acked && !r->client && !r->max_workers && r->uid == client->peer.uid &&
-			r->n_workers == le32toh(resume->n_workers) &&
-			r->n_granted == le16toh(resume->n_listeners) &&
-			r->workers[0].slot == le16toh(resume->slot) &&
-			strcmp(r->instance, resume->instance) == 0 && brings_own(client, r))
+		if (r->acked && !r->client && r->uid == client->peer.uid &&
+			is_as_known(r, resume) && brings_own(client, r))
 			return r;
 	return NULL;
 }
@@ -188,16 +228,21 @@ static struct registration *find_known(struct client *client, const struct proto
 /* It has all that it needs, its sockets as well; only who asks for it is new. */
 static int come_again(struct client *client, const struct protocol_resume *resume)
 {
-	const struct registration *registration = client->registration;
+	struct registration *registration = client->registration;
+	const uint32_t n =
+		registration->max_workers ? le32toh(resume->n_workers) : registration->n_workers;
 
-	if (client->n_again == registration->n_workers)
+	if (client->n_again >= n)
 		return client_refuse(client, EALREADY, "this connection has registered already");
 	if (le32toh(resume->worker) != client->n_again)
 		return client_refuse(client, EINVAL,
 			"RESUME: worker %u does not follow the one before",
 			le32toh(resume->worker));
-	if (++client->n_again == registration->n_workers) {
-		client->resumed_untold = registration->n_workers;
+	if (++client->n_again == n) {
+		/* Listeners that it does not know yet are told anew. */
+		if (registration->max_workers)
+			registration->n_granted = le16toh(resume->n_listeners);
+		client->resumed_untold = registration->max_workers ? 1 : n;
 		client_keep(client, false);
 		store_commit(client->manager->store);
 	}
@@ -236,7 +281,7 @@ int client_handle_resume(struct client *client)
 			registration_free(registration, NULL);
 		return result;
 	}
-	if (registration->n_workers < registration->n_expected) {
+	if (registration->n_came < registration->n_expected) {
 		client_await_answer(client);
 		return client_send_ok(client, sequence);
 	}
@@ -283,6 +328,9 @@ void client_send_resumed(struct client *client)
 	const struct registration *registration = client->registration;
 
 	while (client->resumed_untold && registration && client_has_room(client) &&
-		send_resumed(client, registration->n_workers - client->resumed_untold) >= 0)
+		(registration->max_workers
+				? client_send_listeners(client, 0)
+				: send_resumed(client,
+					  registration->n_workers - client->resumed_untold)) >= 0)
 		client->resumed_untold--;
 }

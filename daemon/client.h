@@ -54,6 +54,11 @@ struct listener *client_granted_listener(const struct registration *registration
  * error of taking a nonce prefix. */
 int client_describe_listener(
 	struct protocol_grant_listener *entry, const struct listener *listener, uint16_t slot);
+/* An event: a socket that it brought is at the slot of the worker. */
+void client_send_adopted(
+	struct client *client, const struct worker *worker, uint32_t listener, uint64_t cookie);
+/* The GRANT of a registration that brings its own sockets. The error of sending. */
+int client_send_listeners(struct client *client, uint32_t sequence);
 /* REGISTER and RESUME: 1: it may, *ret is the service. n_slots: that it takes, at least. */
 int client_check_registration(struct client *client, const char *service_name, const char *instance,
 	uint32_t n_workers, uint32_t weight, uint32_t n_slots, struct service **ret);

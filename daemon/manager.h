@@ -90,10 +90,10 @@ struct registration {
 	 * connection-ID configuration that the client was sent last. */
 	uint32_t *told;
 	/* Resumed, takeover.h: sockets that are to come to its slots, and until when that is tried;
-	 * workers that are to come, 0: none. */
+	 * RESUMEs that are to come, 0: none, and that have. */
 	struct claim *claims;
 	uint64_t claims_before_usec;
-	uint32_t n_expected;
+	uint32_t n_expected, n_came;
 	struct loads *loads; /* NULL: its workers don't say how loaded they are */
 	struct piece saved;  /* last: of all that is before it, as it is in the state */
 };
@@ -275,12 +275,13 @@ void registration_joined(struct worker *worker, const struct listener *listener)
 /* It could not be put there. */
 void registration_drop_worker(struct worker *worker, const struct listener *listener);
 /*
- * One that an earlier daemon made, without a worker yet. -ENOMEM. They come one by one, n_expected
- * in all; each at its slot, or at another one where that is somebody else's. -EEXIST: it must be
- * exactly that one. -ENOSPC: there is none.
+ * One that an earlier daemon made, without a worker yet; max_workers: of one that adopts, else 0.
+ * -ENOMEM. They come one by one, n_expected in all; each at its slot, or at another one where that
+ * is somebody else's. -EEXIST: it must be exactly that one. -ENOSPC: there is none.
  */
 int registration_new_resumed(struct registration **ret, struct service *service,
-	struct client *client, const char *instance, uint32_t n_workers, uint32_t weight);
+	struct client *client, const char *instance, uint32_t n_workers, uint32_t max_workers,
+	uint32_t weight);
 int registration_resume_worker(
 	struct registration *registration, uint16_t slot, bool exactly, struct worker **ret);
 /* All sockets that were brought are at their slots: as ready and drained of the registration say.
@@ -310,10 +311,11 @@ int registration_resume(struct service *service, struct client *client, const js
 /* adopt.c */
 /*
  * Takes a socket that the server made into the listener's group (proto/protocol.h, ADOPT). fd stays
- * the caller's. Negative errno: text (PROTOCOL_TEXT_MAX octets) says why.
+ * the caller's. *ret_worker: to whom it came, NULL: to none. Negative errno: text
+ * (PROTOCOL_TEXT_MAX octets) says why.
  */
 int adopt_socket(struct registration *registration, struct listener *listener, int fd,
-	enum protocol_adopt_step step, uint32_t backlog, char *text);
+	enum protocol_adopt_step step, uint32_t backlog, struct worker **ret_worker, char *text);
 
 /* client.c */
 /* Whether the next process is to go on with it. */

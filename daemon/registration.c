@@ -144,13 +144,16 @@ int registration_new_adopting(struct registration **ret, struct service *service
 /* Workers that come back with the sockets that an earlier daemon made. */
 
 int registration_new_resumed(struct registration **ret, struct service *service,
-	struct client *client, const char *instance, uint32_t n_workers, uint32_t weight)
+	struct client *client, const char *instance, uint32_t n_workers, uint32_t max_workers,
+	uint32_t weight)
 {
-	struct registration *registration = allocate(service, client, instance, n_workers, weight);
+	struct registration *registration =
+		allocate(service, client, instance, MAX(n_workers, max_workers), weight);
 
 	if (!registration)
 		return -ENOMEM;
 	registration->n_expected = n_workers;
+	registration->max_workers = max_workers;
 	registration->next = service->registrations;
 	service->registrations = registration;
 	*ret = registration;
@@ -416,7 +419,7 @@ void registration_resumed(struct registration *registration)
 {
 	const uint64_t timeout = registration->service->config->drain_timeout_usec;
 
-	registration->n_expected = 0;
+	registration->n_expected = registration->n_came = 0;
 	registration->acked = true;
 	for (uint32_t i = 0; registration->ready && i < registration->n_workers; i++) {
 		struct worker *worker = &registration->workers[i];

@@ -27,6 +27,7 @@
 struct claim {
 	struct claim *next;
 	uint32_t worker, granted;
+	uint16_t slot; /* that it had; PROTOCOL_NO_SLOT: none */
 	int fd;
 	uint64_t cookie;
 };
@@ -102,8 +103,8 @@ static bool is_taken(const struct service *service, const struct group *group, u
 	return false;
 }
 
-int claim_socket(struct registration *registration, uint32_t worker, uint32_t granted,
-	struct listener *listener, int fd, const char **ret_reason)
+int claim_socket(struct registration *registration, uint32_t worker, uint16_t slot,
+	uint32_t granted, struct listener *listener, int fd, const char **ret_reason)
 {
 	_cleanup_close_ int socket = fd;
 	int result = check_socket(socket, listener->config, ret_reason);
@@ -123,6 +124,7 @@ int claim_socket(struct registration *registration, uint32_t worker, uint32_t gr
 		.next = registration->claims,
 		.worker = worker,
 		.granted = granted,
+		.slot = slot,
 		.cookie = cookie,
 		.fd = take_fd(&socket),
 	};
@@ -147,7 +149,7 @@ void claims_free(struct registration *registration)
 
 static bool is_complete(const struct registration *registration)
 {
-	return registration->n_expected && registration->n_workers == registration->n_expected;
+	return registration->n_expected && registration->n_came == registration->n_expected;
 }
 
 /* To its slot; -EBUSY while another map has it. */
@@ -158,13 +160,13 @@ static int place(struct registration *registration, const struct claim *claim)
 	const char *step = "";
 	int result;
 
-	if (!listener) /* a reload has closed it */
+	if (!listener || claim->slot == PROTOCOL_NO_SLOT) /* a reload has closed it, or it waits */
 		return 0;
 	result = group_adopt_socket(
 		listener->group, listener->config, worker->slot, claim->fd, &step);
 	if (result == -EBUSY)
 		return result;
-	if (result >= 0) {
+	if (result >= 0 && !registration->max_workers) { /* one that a server made can't be */
 		step = "guard the socket";
 		result = guard_socket(listener->group->guard, claim->fd);
 	}
@@ -176,6 +178,8 @@ static int place(struct registration *registration, const struct claim *claim)
 	}
 	group_reset_slot(listener->group, worker->slot);
 	worker->present |= 1ULL << listener->index;
+	if (registration->max_workers && worker->slot != claim->slot)
+		client_send_adopted(registration->client, worker, claim->granted, claim->cookie);
 	return 0;
 }
 
@@ -200,7 +204,7 @@ static bool place_claims(struct registration *registration, uint64_t now)
 static void finish(struct registration *registration)
 {
 	struct client *client = registration->client;
-	bool any = false;
+	bool any = !registration->n_workers; /* its server has none that serves yet */
 
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		any |= registration->workers[i].present;
@@ -210,7 +214,7 @@ static void finish(struct registration *registration)
 		return;
 	}
 	registration_resumed(registration);
-	client->resumed_untold = registration->n_workers;
+	client->resumed_untold = registration->max_workers ? 1 : registration->n_workers;
 	client_keep(client, false);
 	store_commit(client->manager->store);
 	event_tell(client->manager, EVENT_WORKER_REGISTERED,

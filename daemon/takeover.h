@@ -37,12 +37,13 @@ bool takeover_waits(const struct manager *manager);
 int takeover_run(struct manager *manager, char **ret_error);
 
 /*
- * fd is to come to the slot of worker number `worker` of the registration, for the listener that it
- * names by `granted`. fd is taken over, also on failure. -EEXIST: somebody has claimed it already,
- * or it stands at a slot. -EBADF with *ret_reason, static: it is not what it should be.
+ * fd is to come to the slot of worker number `worker` of the registration, which was `slot`, for
+ * the listener that it names by `granted`. PROTOCOL_NO_SLOT: it has none, and nothing is done but
+ * that nobody else is waited for. fd is taken over, also on failure. -EEXIST: somebody has claimed
+ * it already, or it stands at a slot. -EBADF with *ret_reason, static: it is not what it should be.
  */
-int claim_socket(struct registration *registration, uint32_t worker, uint32_t granted,
-	struct listener *listener, int fd, const char **ret_reason);
+int claim_socket(struct registration *registration, uint32_t worker, uint16_t slot,
+	uint32_t granted, struct listener *listener, int fd, const char **ret_reason);
 /* Its workers are all there: to be done as soon as that can be. */
 int claims_complete(struct registration *registration);
 void claims_free(struct registration *registration);

@@ -64,6 +64,7 @@ static const struct {
 	[PROTOCOL_KEYS_ROTATED] = {"KEYS_ROTATED", sizeof(struct protocol_keys_rotated), 0},
 	[PROTOCOL_GOODBYE] = {"GOODBYE", sizeof(struct protocol_goodbye), 0},
 	[PROTOCOL_STALLED] = {"STALLED", sizeof(struct protocol_stalled), 0},
+	[PROTOCOL_ADOPTED] = {"ADOPTED", sizeof(struct protocol_adopted), 0},
 };
 
 static bool type_known(uint16_t type)
@@ -177,10 +178,13 @@ static const char *check_resume_listeners(const struct message *m, size_t n_sock
 		if (!terminated(l->name, sizeof(l->name)) ||
 			!terminated(l->address, sizeof(l->address)))
 			return "RESUME: name or address of a listener is not NUL-terminated";
-		if (l->reserved)
-			return "RESUME: reserved field is not zero";
+		if (le32toh(l->flags) & ~PROTOCOL_RESUME_BOUND ||
+			(l->flags && !m->resume.max_workers))
+			return "RESUME: unknown flag of a listener";
 		if (descriptor == PROTOCOL_NO_DESCRIPTOR)
 			continue;
+		if (!l->flags && le16toh(m->resume.slot) == PROTOCOL_NO_SLOT)
+			return "RESUME: a socket that has a slot, without it";
 		if (descriptor >= n_sockets || seen[descriptor]++)
 			return "RESUME: index of a descriptor out of range, or named twice";
 		named++;
@@ -203,8 +207,6 @@ static const char *check_resume(const struct message *m)
 		return "RESUME: service or instance is not NUL-terminated";
 	if (flags & ~(PROTOCOL_RESUME_READY | PROTOCOL_RESUME_DRAINING | PROTOCOL_RESUME_PROCESS))
 		return "RESUME: unknown flag";
-	if (resume->reserved)
-		return "RESUME: reserved field is not zero";
 	if (m->n_fds < others || m->n_fds - others > n)
 		return "RESUME: number of descriptors does not fit flags and listeners";
 	return check_resume_listeners(m, m->n_fds - others);

@@ -25,6 +25,7 @@ struct message {
 		struct protocol_cids cids;
 		struct protocol_adopt adopt;
 		struct protocol_resume resume;
+		struct protocol_adopted adopted;
 		struct protocol_loads loads;
 		struct protocol_error error;
 		struct protocol_drain_requested drain_requested;

@@ -101,6 +101,7 @@ enum protocol_type {
 	PROTOCOL_KEYS_ROTATED = 129,
 	PROTOCOL_GOODBYE = 130,
 	PROTOCOL_STALLED = 131,
+	PROTOCOL_ADOPTED = 132,
 };
 
 enum protocol_transport {
@@ -246,9 +247,21 @@ struct protocol_adopt {
 	uint32_t flags;    /* 0 */
 } __attribute__((packed));
 
+/* Event, before the OK to ADOPT, and before the GRANT after a RESUME where it is another than was
+ * asked for: the socket has this slot. */
+struct protocol_adopted {
+	uint32_t registration;
+	uint16_t listener; /* index in the GRANT */
+	uint16_t slot;
+	uint64_t cookie; /* SO_COOKIE of the socket */
+} __attribute__((packed));
+
 #define PROTOCOL_RESUME_READY 1u    /* it was READY */
 #define PROTOCOL_RESUME_DRAINING 2u /* it drains; with READY */
 #define PROTOCOL_RESUME_PROCESS 4u  /* the last descriptor: pidfd of the server, as in ACK */
+
+#define PROTOCOL_RESUME_BOUND 1u /* of a listener: ADOPT has bound its socket, no more */
+#define PROTOCOL_NO_SLOT 0xffffu
 
 /* A listener as it was granted. */
 struct protocol_resume_listener {
@@ -257,7 +270,7 @@ struct protocol_resume_listener {
 	uint8_t transport;   /* enum protocol_transport */
 	uint8_t cid_mode;    /* enum protocol_cid_mode */
 	uint16_t descriptor; /* its socket, or PROTOCOL_NO_DESCRIPTOR: it was closed */
-	uint32_t reserved;
+	uint32_t flags;      /* PROTOCOL_RESUME_BOUND */
 } __attribute__((packed));
 
 /*
@@ -266,6 +279,11 @@ struct protocol_resume_listener {
  * the connection stays: EACCES, ENOENT and EDQUOT as for REGISTER; EINVAL: not in order, or not as
  * the RESUME before; EBADF: a descriptor is not the socket that it should be; EEXIST: the slot is
  * another's, and a QUIC listener's connection IDs name it.
+ *
+ * One that adopts (max_workers) comes back with what it has: workers with sockets of one slot each,
+ * sockets that have none yet in the places where these have none, and what is left, or nothing at
+ * all, in workers of PROTOCOL_NO_SLOT. n_workers is the number of these messages, 1 at least. One
+ * GRANT follows, as after REGISTER.
  */
 struct protocol_resume {
 	char service[PROTOCOL_NAME_MAX];
@@ -274,9 +292,10 @@ struct protocol_resume {
 	uint32_t n_workers;
 	uint32_t weight; /* as in REGISTER */
 	uint32_t flags;  /* PROTOCOL_RESUME_... */
-	uint16_t slot;   /* of its GRANT */
+	uint16_t slot;   /* of its GRANT, or PROTOCOL_NO_SLOT */
 	uint16_t n_listeners;
-	uint32_t reserved;
+	/* n_workers of REGISTER with PROTOCOL_REGISTER_ADOPT, else 0 */
+	uint32_t max_workers;
 	/* followed by n_listeners of struct protocol_resume_listener */
 } __attribute__((packed));
 

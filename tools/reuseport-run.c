@@ -89,12 +89,19 @@ static void on_drain(struct reuseport *context, enum reuseport_drain_reason reas
 
 static void on_disconnected(struct reuseport *context, int error, const char *text, void *user_data)
 {
+	struct run *run = user_data;
+
 	run_complain("reuseportd is gone (%s); the server goes on", text);
+	run->away = true;
 }
 
 static void on_resumed(struct reuseport *context, void *user_data)
 {
+	struct run *run = user_data;
+
 	run_complain("reuseportd is back");
+	run->away = false;
+	wait_again(run);
 }
 
 /* The server has them, wherever it has put them, and perhaps its children alone. */
@@ -107,6 +114,11 @@ static int on_find_socket(
 		return -ENOENT;
 	return wait_find_socket(
 		run, run->inodes[worker * reuseport_n_listeners(context) + listener]);
+}
+
+static int on_find_adopted(struct reuseport *context, uint64_t inode, void *user_data)
+{
+	return wait_find_socket(user_data, inode);
 }
 
 static void on_executed(struct run *run)
@@ -262,6 +274,7 @@ static int launch(struct run *run)
 		.disconnected = on_disconnected,
 		.resumed = on_resumed,
 		.find_socket = on_find_socket,
+		.find_adopted = on_find_adopted,
 	};
 	const char *path = run->socket_path;
 	int result;

@@ -269,13 +269,17 @@ static int take_socket(const struct thread *thread, uint64_t inode)
 	return fd;
 }
 
-/* The socket gets its slot, and is awaited no more. */
+/* The socket gets its slot, and is awaited no more; without a daemon it goes on to be. */
 static void join(struct run *run, struct awaited **link, int fd)
 {
 	struct awaited *awaited = *link;
 	int result = reuseport_adopt(run->context, awaited->listener, fd, 0, RUN_REQUEST_MSEC);
 
 	close_fd(&fd);
+	if (result == -ENOTCONN) {
+		run->away = true;
+		return;
+	}
 	if (result < 0)
 		run_complain("%s", reuseport_error(run->context));
 	*link = awaited->next;
@@ -347,7 +351,7 @@ int wait_find_socket(struct run *run, uint64_t inode)
 static void join_bound_before(struct run *run, uint64_t before_usec)
 {
 	for_each_thread(run, join_old, &before_usec);
-	for (struct awaited **link = &run->awaited; *link;) {
+	for (struct awaited **link = &run->awaited; *link && !run->away;) {
 		struct awaited *awaited = *link;
 
 		if (awaited->since_usec > before_usec) {
@@ -384,6 +388,10 @@ void wait_look(struct run *run)
 {
 	uint64_t now = now_usec();
 
+	if (run->away) {
+		run->look_at_usec = 0;
+		return;
+	}
 	for_each_thread(run, look, NULL);
 	for (const struct awaited *a = run->awaited; a; a = a->next)
 		if (now >= a->since_usec + GIVE_UP_USEC) {
@@ -392,16 +400,23 @@ void wait_look(struct run *run)
 		}
 	run->look_interval_usec = MIN(2 * run->look_interval_usec, LAST_INTERVAL_USEC);
 	/* A server of ten thousand threads makes nobody look all the time. */
-	run->look_at_usec = run->awaited ? now_usec() + MAX(run->look_interval_usec,
-								LOOK_SHARE * (now_usec() - now))
-					 : 0;
+	run->look_at_usec =
+		run->awaited && !run->away
+			? now_usec() + MAX(run->look_interval_usec, LOOK_SHARE * (now_usec() - now))
+			: 0;
 }
 
 void wait_join_all(struct run *run)
 {
-	if (run->awaited)
+	if (run->awaited && !run->away)
 		join_bound_before(run, UINT64_MAX);
 	run->look_at_usec = 0;
+}
+
+void wait_again(struct run *run)
+{
+	run->look_interval_usec = FIRST_LOOK_USEC;
+	run->look_at_usec = run->awaited ? now_usec() : 0;
 }
 
 void wait_done(struct run *run)

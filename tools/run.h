@@ -52,6 +52,7 @@ struct run {
 			     */
 	uint64_t adopt_unanswered; /* SO_COOKIE of a socket whose bind() was not answered yet */
 	bool any_adopted;
+	bool away;               /* there is no daemon, perhaps for a while */
 	uint64_t *inodes;        /* of the sockets that were passed, by worker and listener */
 	struct awaited *awaited; /* run-wait.c: bound, but nobody was seen to wait there yet */
 	uint64_t look_at_usec;   /* CLOCK_MONOTONIC; 0: none is awaited */
@@ -123,6 +124,8 @@ int wait_add(struct run *run, int fd, unsigned listener);
 void wait_look(struct run *run);
 /* The server says that it is ready: all of them. */
 void wait_join_all(struct run *run);
+/* There is a daemon again. */
+void wait_again(struct run *run);
 void wait_done(struct run *run);
 /* A duplicate of a socket that the server, or a process that it made, has; -ENOENT: none has it. */
 int wait_find_socket(struct run *run, uint64_t inode);

@@ -96,12 +96,13 @@ size_t group_quic_retire_cids(
 
 /* Refused by what the backlog says, else as the real one does with its slots. */
 int adopt_socket(struct registration *registration, struct listener *listener, int fd,
-	enum protocol_adopt_step step, uint32_t backlog, char *text)
+	enum protocol_adopt_step step, uint32_t backlog, struct worker **ret_worker, char *text)
 {
 	const char *reason = "refused";
 	struct worker *worker;
 	int error = -EINVAL;
 
+	*ret_worker = NULL;
 	worker = backlog % 4 ? registration_take_worker(registration, listener, &error, &reason)
 			     : NULL;
 	snprintf(text, PROTOCOL_TEXT_MAX, "%s", reason);
@@ -113,6 +114,7 @@ int adopt_socket(struct registration *registration, struct listener *listener, i
 	}
 	socket_there[listener->index][worker->slot] = true;
 	registration_joined(worker, listener);
+	*ret_worker = worker;
 	if (backlog % 4 == 3) /* the server closes it, and the kernel takes it out */
 		socket_there[listener->index][worker->slot] = false;
 	return 0;
@@ -128,14 +130,14 @@ bool takeover_runs(const struct manager *manager)
 	return manager->next_slot % 7 == 6;
 }
 
-int claim_socket(struct registration *registration, uint32_t worker, uint32_t granted,
-	struct listener *listener, int fd, const char **ret_reason)
+int claim_socket(struct registration *registration, uint32_t worker, uint16_t slot,
+	uint32_t granted, struct listener *listener, int fd, const char **ret_reason)
 {
-	uint16_t slot = registration->workers[worker].slot;
-
 	close_fd(&fd);
 	*ret_reason = "refused";
-	if (worker != registration->n_workers - 1 || granted >= registration->n_granted)
+	if (granted >= registration->n_granted ||
+		(slot == PROTOCOL_NO_SLOT ? !registration->max_workers
+					  : worker != registration->n_workers - 1))
 		abort();
 	return slot % 5 == 4 ? -EBADF : 0;
 }
@@ -149,7 +151,9 @@ int claims_complete(struct registration *registration)
 {
 	struct client *client = registration->client;
 
-	if (registration->n_workers != registration->n_expected)
+	if (registration->n_came != registration->n_expected ||
+		registration->n_workers > registration->n_came ||
+		(registration->n_workers != registration->n_came && !registration->max_workers))
 		abort();
 	for (uint32_t i = 0; i < registration->n_workers; i++)
 		for (uint32_t k = 0; k < LISTENERS; k++)
@@ -159,7 +163,7 @@ int claims_complete(struct registration *registration)
 				registration->workers[i].present |= 1ULL << k;
 			}
 	registration_resumed(registration);
-	client->resumed_untold = registration->n_workers;
+	client->resumed_untold = registration->max_workers ? 1 : registration->n_workers;
 	client_keep(client, false);
 	client_send_resumed(client);
 	return 0;

@@ -21,11 +21,14 @@ STALLED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, c
 RESUMED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 FIND = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p)
+FIND_ADOPTED = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
 
 
 class Callbacks(ctypes.Structure):
     _fields_ = [("drain", DRAIN), ("keys_rotated", KEYS), ("disconnected", DISCONNECTED),
-                ("stalled", STALLED), ("resumed", RESUMED), ("find_socket", FIND)]
+                ("stalled", STALLED), ("resumed", RESUMED), ("find_socket", FIND),
+                ("find_adopted", FIND_ADOPTED)]
 
 
 class Server:

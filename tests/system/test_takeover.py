@@ -7,10 +7,12 @@ import errno
 import os
 import signal
 import socket
+import sys
 import threading
 
 import pytest
 
+import debian_hosts
 import harness
 import worker_protocol as proto
 from launched import Launched, PRELUDE
@@ -20,6 +22,7 @@ from store import KeptDaemon
 from takeover_server import Server
 
 PORT = 8080
+SO_COOKIE = 57
 ADDRESS = ("127.0.0.1", PORT)
 WEB = f"""[Service]
 AllowUser=root
@@ -33,14 +36,14 @@ ListenDatagram=127.0.0.1:{PORT}
 class Load:
     """Requests over TCP and datagrams, each answered before the next, until told to stop."""
 
-    def __init__(self, address=ADDRESS):
+    def __init__(self, address=ADDRESS, kinds=("tcp", "udp")):
         self.address = address
         self.running = True
-        self.answers = {"tcp": [], "udp": []}
+        self.answers = {kind: [] for kind in kinds}
         self.errors = []
         namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         self.threads = [threading.Thread(target=self.run, args=(kind, namespace))
-                        for kind in ("tcp", "tcp", "udp", "udp")]
+                        for kind in (*kinds, *kinds)]
         for thread in self.threads:
             thread.start()
 
@@ -576,3 +579,320 @@ def test_who_lost_the_connection_alone_has_it_again(world):
         connection.close()
         connection = connect(daemon)
     connection.close()
+
+
+# Servers that bind for themselves
+
+BINDS = PRELUDE + f"""
+name, how = sys.argv[2], sys.argv[3:]
+if "idle" in how:
+    tell()
+    wait_for_go()
+sockets = [listen(("127.0.0.1", {PORT})) for _ in range(2 if "two" in how else 1)]
+udp = bind(("127.0.0.1", {PORT}), kind=socket.SOCK_DGRAM)
+if "moves" in how:  # to other numbers, in a child
+    child = os.fork()
+    if child:
+        for s in sockets + [udp]:
+            s.close()
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+        os.waitpid(child, 0)
+        sys.exit(0)
+    sockets, udp = [s.dup() for s in sockets], udp.dup()
+if "closes" in how:
+    listen(("127.0.0.1", {PORT})).close()
+    bind(("127.0.0.1", {PORT}), kind=socket.SOCK_DGRAM).close()
+if "idle" not in how:
+    tell()
+def datagrams():
+    if "later" in how:  # until then it does not wait for any
+        wait_for_go()
+    answer_datagrams(udp, name)
+threading.Thread(target=datagrams, daemon=True).start()
+serve(sockets, name)
+"""
+
+
+@pytest.fixture
+def adopted(tmp_path):
+    """adopted(daemon, name, how...): a server under --adopt, stopped at the end."""
+    running = []
+
+    def start(daemon, name, *how, instance=None):
+        running.append(Launched(
+            daemon, tmp_path, name, ["--adopt", "--instance", instance or name, "--drain-delay", "1"],
+            BINDS, [name, *how]))
+        return running[-1]
+    yield start
+    for each in running:
+        each.process.stop()
+        print(f"--- {each.name} said:\n{each.process.output()}--- end")
+
+
+def standing(daemon):
+    """By slot: instance, state, and the listeners of which it has a socket."""
+    return {w["slot"]: (w["instance"], w["state"], w["connected"], *sorted(
+        s["listener"] for s in w["sockets"] if s["queue"] is not None))
+        for w in daemon.status("web")["workers"]}
+
+
+def wait_standing(daemon, *expected):
+    """expected: of standing(), without the slots."""
+    harness.poll_until(lambda: sorted(standing(daemon).values()) == sorted(expected),
+                       f"{expected} stand, not {standing(daemon)}")
+    return standing(daemon)
+
+
+def wait_same(daemon, before):
+    """Each queue is looked at anew, and seen a little later."""
+    assert workers(daemon) == {slot: worker[:3] for slot, worker in before.items()}
+    harness.poll_until(lambda: standing(daemon) == before, f"{before}, not {standing(daemon)}")
+
+
+def stands(name, *listeners):
+    return (name, "active", True, *listeners)
+
+
+def wait_back(launchers, n=1):
+    harness.poll_until(lambda: all(each.output().count("reuseportd is back") == n
+                                   for each in launchers), "the launchers say that it is back")
+
+
+def test_adopted_servers_come_back_under_load_and_are_replaced(world, adopted):
+    daemon = world.daemon()
+    servers = [adopted(daemon, "two", "two"), adopted(daemon, "child", "moves")]
+    before = wait_standing(daemon, stands("two", "dns", "http"), stands("two", "http"),
+                           stands("child", "dns", "http"))
+    load = world.load()
+    load.goes_on()
+    for turn in range(3):
+        kill_all(daemon)
+        load.goes_on()
+        daemon.start()
+        wait_same(daemon, before)
+        wait_back([each.process for each in servers], turn + 1)
+        load.goes_on()
+    daemon.die()  # what it has of them, the keeper keeps
+    daemon.start()
+    wait_same(daemon, before)
+    load.goes_on()
+    assert "did not within" not in daemon.output()
+    answers = load.stop()
+    assert set(answers["tcp"]) == set(answers["udp"]) == {"two", "child"}
+    # What comes later finds a daemon that knows of them all. Of UDP, a client that has the port of
+    # an earlier one stays with the server that ends, so only TCP can go on for ever.
+    load = world.load(kinds=("tcp",))
+    load.goes_on()
+    new = adopted(daemon, "new", "two", instance="two")
+    assert servers[0].process.wait() == 0
+    after = wait_standing(daemon, stands("two", "dns", "http"), stands("two", "http"),
+                          stands("child", "dns", "http"))
+    assert len(set(before) & set(after)) == 1
+    load.goes_on()
+    assert set(load.stop()["tcp"]) == {"two", "child", "new"}
+    load = world.load()
+    load.goes_on()
+    answers = load.stop()
+    assert set(answers["tcp"]) == set(answers["udp"]) == {"child", "new"}
+    assert new.process.stop() == 0 and servers[1].process.stop() == 0
+    harness.poll_until(lambda: workers(daemon) == {}, "they have gone")
+
+
+def asks(n):
+    """So many requests over HTTP, one after the other."""
+    for _ in range(n):
+        with harness.tcp_client(ADDRESS, b"GET / HTTP/1.0\r\n\r\n") as client:
+            answer = client.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 200 OK") and answer.endswith(b"answered\n")
+
+
+def test_nginx_comes_back_with_every_socket_that_it_bound(world, tmp_path):
+    """Four workers' and, after the first takeover, those of two more; then another one replaces it."""
+    daemon = world.daemon(text="[Service]\nAllowUser=root\n" + debian_hosts.LISTENERS["wrk"])
+    host = debian_hosts.HOSTS["nginx"]
+    running = []
+
+    def start():
+        running.append(harness.Process(
+            [harness.REUSEPORT_RUN, "--socket", daemon.worker_socket, "--service", "web",
+             "--instance", "nginx", "--drain-signal", "QUIT", "--adopt", "--",
+             *host.prepare(tmp_path / f"{len(running)}")], tmp_path / f"{len(running)}.log"))
+        return wait_standing(daemon, *[stands("nginx", "http")] * 4)
+
+    load = None
+    try:
+        before = start()
+        load = debian_hosts.make_client("wrk", tmp_path)
+        for n in (4, 6):
+            asks(20)
+            kill_all(daemon)
+            asks(20)
+            daemon.start()
+            wait_same(daemon, before)
+            assert len(before) == n
+            wait_back(running, n // 2 - 1)
+            asks(20)
+            if n == 4:
+                configured = tmp_path / "0" / "nginx.conf"
+                configured.write_text(configured.read_text().replace(
+                    "worker_processes 4;", "worker_processes 6;"))
+                running[0].send_signal(signal.SIGHUP)
+                before = wait_standing(daemon, *[stands("nginx", "http")] * 6)
+        assert not set(start()) & set(before)
+        assert running[0].wait() == 0
+        asks(20)
+        done, failed = load.finish()
+        assert failed == 0 and done > 100
+    finally:
+        if load:
+            load.kill()
+        for each in running:
+            each.stop()
+            print(f"--- {each.log.name} said:\n{each.output()}--- end")
+
+
+def test_an_adopted_socket_that_nobody_waits_for_comes_back_as_it_was(world, adopted):
+    daemon = world.daemon()
+    other = adopted(daemon, "other")
+    later = adopted(daemon, "later", "later")
+    later.told()
+    before = wait_standing(daemon, stands("other", "dns", "http"), stands("later", "http"))
+    load = world.load()
+    for turn in range(2):
+        kill_all(daemon)
+        load.goes_on()
+        daemon.start()
+        wait_back([other.process, later.process], turn + 1)
+        load.goes_on()
+        wait_same(daemon, before)
+    assert "did not within" not in daemon.output()
+    assert set(load.stop()["udp"]) == {"other"}
+    load = world.load()
+    later.go()
+    wait_standing(daemon, stands("other", "dns", "http"), stands("later", "dns", "http"))
+    assert set(standing(daemon)) == set(before)
+    load.goes_on(100)
+    assert set(load.stop()["udp"]) == {"other", "later"}
+
+
+def test_adopted_sockets_that_were_closed_are_not_brought_back(world, adopted):
+    daemon = world.daemon()
+    server = adopted(daemon, "one", "closes")
+    server.told()
+    before = wait_standing(daemon, stands("one", "dns", "http"), ("one", "draining", True))
+    kill_all(daemon)
+    daemon.start()
+    wait_back([server.process])
+    assert "did not within" not in daemon.output()
+    after = wait_standing(daemon, stands("one", "dns", "http"))
+    assert set(after) < set(before)
+    load = world.load()
+    load.goes_on()
+    load.stop()
+
+
+def test_a_launcher_of_which_nothing_is_adopted_yet_comes_back(world, adopted):
+    daemon = world.daemon()
+    idle = adopted(daemon, "idle", "idle")
+    other = adopted(daemon, "other")
+    idle.told()
+    wait_standing(daemon, stands("other", "dns", "http"))
+    kill_all(daemon)
+    daemon.start()
+    wait_back([idle.process, other.process])
+    idle.go()
+    wait_standing(daemon, stands("other", "dns", "http"), stands("idle", "dns", "http"))
+    load = world.load()
+    load.goes_on(100)
+    answers = load.stop()
+    assert set(answers["tcp"]) == set(answers["udp"]) == {"other", "idle"}
+
+
+def adopted_resume(connection, name, sock, bound=False, worker=0, n_workers=1, max_workers=2,
+                   slot=0xffff, instance="hostile", n_listeners=2, process=()):
+    """RESUME of one that adopts, with one socket or none."""
+    entries = [("http", proto.TCP), ("dns", proto.UDP)][:n_listeners]
+    body = proto.RESUME_FORMAT.pack(b"web", instance.encode(), worker, n_workers, 0, 1, slot,
+                                    len(entries), max_workers)
+    for entry, transport in entries:
+        mine = sock is not None and entry == name
+        body += proto.RESUME_LISTENER_FORMAT.pack(
+            entry.encode(), f"127.0.0.1:{PORT}".encode(), transport, 0, 0 if mine else 0xffff,
+            int(mine and bound))
+    return connection.request(proto.RESUME, body, [sock.fileno()] if sock is not None else [])
+
+
+def listening(adopter, kind=socket.SOCK_STREAM, name="http"):
+    """A socket of ours at its slot."""
+    made = socket.socket(socket.AF_INET, kind)
+    adopter.adopt(proto.ADOPT_BIND, made.fileno(), adopter.index(name))
+    adopter.adopt(proto.ADOPT_LISTEN, made.fileno(), adopter.index(name), 128)
+    return made
+
+
+def test_who_adopts_and_lost_the_connection_alone_has_it_again(world):
+    daemon = world.daemon()
+    adopter = proto.Adopter(daemon.worker_socket, instance="hostile", max_workers=2)
+    with listening(adopter) as first, listening(adopter):
+        before = wait_standing(daemon, stands("hostile", "http"), stands("hostile", "http"))
+        assert sorted(adopter.slots) == sorted(before)
+        adopter.close()
+        harness.poll_until(lambda: not any(w[2] for w in workers(daemon).values()), "it is seen")
+        connection = connect(daemon)
+        for lie in ({"max_workers": 3}, {"instance": "other"}):  # then it is not known
+            with pytest.raises(proto.Refused) as refusal:
+                adopted_resume(connection, "http", first, slot=min(before), **lie)
+            assert refusal.value.error == errno.EEXIST
+        adopted_resume(connection, "http", first, slot=max(before))  # it need not know which
+        kind, sequence, body, descriptors = connection.receive()
+        assert (kind, sequence, descriptors) == (proto.GRANT, 0, [])
+        assert proto.GRANT_FORMAT.unpack_from(body)[:3] == (adopter.registration, 0, 0)
+        wait_same(daemon, before)
+        connection.close()
+
+
+def test_what_one_that_adopts_may_not_say_is_refused(world):
+    """While a daemon waits: it is told, and another one comes back all the same."""
+    daemon = world.daemon(text=WEB.replace("AllowUser=root", "AllowUser=root\nMaxWorkers=3"))
+    server = world.server(daemon, "w0")
+    adopter = proto.Adopter(daemon.worker_socket, instance="hostile", max_workers=2)
+    with listening(adopter) as mine, listening(adopter, socket.SOCK_DGRAM, "dns") as datagrams:
+        before = wait_standing(daemon, stands("w0", "dns", "http"), stands("hostile", "dns", "http"))
+        slot, = set(adopter.slots)
+        assert before[slot][0] == "hostile"
+        kill_all(daemon)
+        n = daemon.notification.n_ready
+        wait_for_workers(daemon)
+        connection = connect(daemon)
+
+        def refused_with(error, *arguments, **options):
+            with pytest.raises(proto.Refused) as refusal:
+                adopted_resume(connection, *arguments, **options)
+            assert refusal.value.error == error, refusal.value
+
+        refused_with(errno.EINVAL, "http", mine, slot=slot, n_workers=3)
+        refused_with(errno.EINVAL, "http", mine, slot=slot, max_workers=1025)
+        refused_with(errno.EINVAL, "http", mine, slot=4096)
+        refused_with(errno.EDQUOT, "http", mine, slot=slot, n_workers=4, max_workers=8)
+        with socket.socket() as unbound:
+            refused_with(errno.EBADF, "http", unbound, bound=True)
+        # Another number of workers than it began with, and a socket twice.
+        adopted_resume(connection, "http", mine, slot=slot, n_workers=2)
+        refused_with(errno.EINVAL, "dns", datagrams, slot=slot, worker=1, n_workers=2, max_workers=3)
+        adopted_resume(connection, "http", mine, slot=slot, n_workers=2)
+        refused_with(errno.EEXIST, "http", mine, worker=1, n_workers=2, bound=True)
+        assert daemon.notification.n_ready == n
+        # The truth, at a slot that is another's; and a socket of which it says that it waits.
+        adopted_resume(connection, "http", mine, slot=server.slots[0], n_workers=2)
+        adopted_resume(connection, "dns", datagrams, bound=True, worker=1, n_workers=2)
+        wait_ready(daemon, n + 1)
+        wait_standing(daemon, stands("w0", "dns", "http"), stands("hostile", "http"))
+        found, = (s for s, w in standing(daemon).items() if w[0] == "hostile")
+        if found != server.slots[0]:  # that one came first
+            kind, sequence, body, _ = connection.receive()
+            _, listener, told, cookie = proto.ADOPTED_FORMAT.unpack(body)
+            assert (kind, sequence, listener, told) == (proto.ADOPTED, 0, 0, found)
+            assert cookie == int.from_bytes(mine.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
+        kind, sequence, body, descriptors = connection.receive()
+        assert (kind, sequence, descriptors) == (proto.GRANT, 0, [])
+        connection.close()

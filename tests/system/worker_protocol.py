@@ -19,7 +19,7 @@ HELLO, REGISTER, ACK, READY, DRAIN, UNREGISTER = 1, 2, 3, 4, 5, 6
 CID_ADD, CID_RETIRE, ADOPT, RESUME, LOAD = 7, 8, 9, 10, 11
 WELCOME, GRANT, OK, ERROR, LOADS = 64, 65, 66, 67, 68
 LOAD_OCTETS = 64  # of each worker in the memory that comes with LOADS
-DRAIN_REQUESTED, KEYS_ROTATED, GOODBYE, STALLED = 128, 129, 130, 131
+DRAIN_REQUESTED, KEYS_ROTATED, GOODBYE, STALLED, ADOPTED = 128, 129, 130, 131, 132
 
 DRAIN_OPERATOR, DRAIN_REPLACED, DRAIN_RELOAD, DRAIN_SHUTDOWN = 1, 2, 3, 4
 ACK_PROCESS = 1
@@ -45,6 +45,7 @@ STALLED_FORMAT = struct.Struct("<IIII")
 CIDS_FORMAT = struct.Struct("<IIHH")
 CID_FORMAT = struct.Struct("<B20s3x")
 ADOPT_FORMAT = struct.Struct("<IHHII")
+ADOPTED_FORMAT = struct.Struct("<IHHQ")
 RESUME_FORMAT = struct.Struct("<64s64sIIIIHHI")
 RESUME_LISTENER_FORMAT = struct.Struct("<64s64sBBHI")
 
@@ -377,6 +378,7 @@ class Adopter:
         assert (kind, descriptors) == (GRANT, [])
         self.registration, worker, n, slot, n_listeners, _ = GRANT_FORMAT.unpack_from(body)
         assert (worker, n, slot) == (0, 0, 0)
+        self.slots = []  # that it was told, of each of its sockets
         self.listeners = [
             Listener(body, GRANT_FORMAT.size + i * GRANT_LISTENER_FORMAT.size)
             for i in range(n_listeners)]
@@ -400,6 +402,9 @@ class Adopter:
             ADOPT, ADOPT_FORMAT.pack(registration or self.registration, listener, step, backlog,
                                      flags), [fd])
         assert kind == OK
+        events = self.connection.events
+        self.slots += [ADOPTED_FORMAT.unpack(body)[2] for kind, body in events if kind == ADOPTED]
+        events[:] = [event for event in events if event[0] != ADOPTED]
 
     def close(self):
         self.connection.close()

@@ -272,6 +272,7 @@ static void every_type_is_accepted_in_its_plain_form(void **state)
 		{PROTOCOL_KEYS_ROTATED, sizeof(struct protocol_keys_rotated)},
 		{PROTOCOL_GOODBYE, sizeof(struct protocol_goodbye)},
 		{PROTOCOL_STALLED, sizeof(struct protocol_stalled)},
+		{PROTOCOL_ADOPTED, sizeof(struct protocol_adopted)},
 	};
 	struct fixture *f = *state;
 	uint8_t zeros[1024] = {};
@@ -422,12 +423,22 @@ static void resume_brings_sockets_and_names_each(void **state)
 	wrong = good, wrong.fixed.flags = htole32(8);
 	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
 	expect_refused(f, &p, "unknown flag");
-	wrong = good, wrong.fixed.reserved = 1;
+	wrong = good, wrong.listeners[1].flags = htole32(PROTOCOL_RESUME_BOUND);
 	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
-	expect_refused(f, &p, "reserved field");
-	wrong = good, wrong.listeners[1].reserved = 1;
+	expect_refused(f, &p, "unknown flag of a listener");
+	wrong.fixed.max_workers = htole32(1);
 	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
-	expect_refused(f, &p, "reserved field");
+	expect_accepted(f, &p);
+	wrong.listeners[1].flags = htole32(2);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "unknown flag of a listener");
+	wrong.listeners[1].flags = htole32(PROTOCOL_RESUME_BOUND);
+	wrong.fixed.slot = htole16(PROTOCOL_NO_SLOT);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
+	expect_refused(f, &p, "a socket that has a slot, without it");
+	wrong.listeners[0].descriptor = htole16(PROTOCOL_NO_DESCRIPTOR);
+	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 1);
+	expect_accepted(f, &p);
 	wrong = good, memset(wrong.fixed.service, 'x', sizeof(wrong.fixed.service));
 	make_packet(&p, PROTOCOL_RESUME, &wrong, size, 2);
 	expect_refused(f, &p, "not NUL-terminated");
@@ -444,7 +455,7 @@ static void resume_brings_sockets_and_names_each(void **state)
 
 static void unknown_types_pass_with_whatever_they_carry(void **state)
 {
-	static const uint16_t unknown[] = {0, 12, 63, 69, 132, 1000, 65535};
+	static const uint16_t unknown[] = {0, 12, 63, 69, 133, 1000, 65535};
 	struct fixture *f = *state;
 	uint8_t body[100];
 	struct packet p;
