@@ -644,7 +644,7 @@ void registration_check(struct registration *registration)
 {
 	struct service *service = registration->service;
 	uint64_t now = now_monotonic(), timeout = service->config->drain_timeout_usec;
-	bool changed = false, any_socket = false, overdue = false;
+	bool changed = false, any_socket = false, overdue = registration->n_workers;
 	const uint16_t *first = NULL;
 	uint32_t n = 0;
 
@@ -663,7 +663,8 @@ void registration_check(struct registration *registration)
 			changed = true;
 			first = n++ ? first : &worker->slot;
 		}
-		overdue |= worker->state == WORKER_DRAINING && worker->drain_before_usec &&
+		/* One that drains alone keeps its slot: its process is needed by the others. */
+		overdue &= worker->state == WORKER_DRAINING && worker->drain_before_usec &&
 			   now >= worker->drain_before_usec;
 	}
 	if (changed)

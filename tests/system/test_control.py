@@ -198,6 +198,34 @@ ListenStream=127.0.0.1:{PORT}
     assert connections_reach([slow, other]) == {other}
 
 
+def test_one_that_drains_for_too_long_takes_none_with_it(start_daemon, configuration):
+    """Two workers of one process: it goes on with one, for as long as it likes."""
+    configuration.service("web", f"""[Service]
+AllowUser=root
+DrainTimeoutSec=1
+[Listener http]
+ListenStream=127.0.0.1:{PORT}
+""")
+    daemon = start_daemon("--config", configuration.directory)
+    worker = daemon.worker(instance="both", n_workers=2)
+    stays, goes = sorted(worker.slots)
+    assert daemon.call("Drain", worker=goes) == {"drained": 1}
+    time.sleep(3)  # three looks at those whose time is over
+    assert [daemon.status_worker(slot)["state"] for slot in (stays, goes)] == ["active", "draining"]
+    clients = [harness.tcp_client(ADDRESS) for _ in range(20)]
+    accepted = harness.accept_now(worker.sockets[worker.slots.index(stays)]["http"])
+    assert len(accepted) == 20
+    harness.close_all(clients + accepted)
+    assert daemon.call("Undrain", worker=goes) == {"undrained": 1}
+    assert [daemon.status_worker(slot)["state"] for slot in (stays, goes)] == ["active", "active"]
+    # And when all are over their time, the process is told.
+    assert daemon.call("Drain", instance="both") == {"drained": 2}
+    with pytest.raises(proto.Ended):
+        while True:
+            worker.connection.wait_event()
+    assert daemon.status("web")["workers"] == []
+
+
 RIGHT = {"int": 1, "string": "web"}
 WRONG = {"int": ["1", 1.5, [1], True], "string": [1, False, {"a": "b"}, ["web"]]}
 
