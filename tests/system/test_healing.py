@@ -75,7 +75,7 @@ def test_group_is_right_again(start_daemon, host, manner):
 
     def healed():
         flows.send()
-        found = flows.received(workers, 1)
+        found = flows.received(workers, harness.PATIENCE)
         return len(found) == N and set(found.values()) == set(right)
 
     harness.poll_until(healed, "new flows reach the right workers, all of them", 20)
@@ -121,7 +121,7 @@ def test_listening_group_is_right_again(start_daemon, manner):
         return counts
 
     harness.poll_until(
-        lambda: sum((found := batch(1)).values()) == N and min(found.values()) > 0,
+        lambda: sum((found := batch(harness.PATIENCE)).values()) == N and min(found.values()) > 0,
         "new connections reach all workers and nobody else", 20)
     for _ in range(3):
         found = batch(harness.DEADLINE)
