@@ -40,6 +40,7 @@ class Server:
     def __init__(self, device):
         self.device = device
         self.silent = ()
+        self.waiting = 0  # requests that were not answered
         self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
@@ -50,7 +51,10 @@ class Server:
             except OSError:
                 return  # aborted
             _, kind, unique, node = struct.unpack_from("<IIQQ", request)
-            if kind in (FORGET, BATCH_FORGET) or kind in self.silent:
+            if kind in (FORGET, BATCH_FORGET):
+                continue
+            if kind in self.silent:
+                self.waiting += 1
                 continue
             error, body = self.answer(kind, node, request[40:])
             try:
@@ -99,10 +103,15 @@ class Client:
         self.server.silent = (FLUSH,)
         return fd
 
+    def wait_for(self, n):
+        """So many that closed a file wait for it."""
+        harness.poll_until(lambda: self.server.waiting >= n, f"{n} wait")
+
     def last_reference(self, send):
         """
         send(fd) sends a file, which is nowhere else then, and to let go of it waits, though nobody
-        has closed it: there are pages to be written (fuse_release).
+        has closed it: there are pages to be written (fuse_release). Others that are to wait do so
+        already (wait_for), since all is answered for a moment.
         """
         self.server.silent = ()
         fd, other = self.open()

@@ -79,9 +79,10 @@ class Served:
 def refused(path, fds):
     """errno of a message with these descriptors, and of the end of the connection, or None."""
     connection = proto.Connection(path)
-    connection.hello()
     try:
         with pytest.raises(proto.Refused) as refusal:
+            # Where the kernel can't tell whose the connection is (before 6.5), HELLO brings a pidfd.
+            connection.hello()
             connection.request(proto.READY, READY, fds)
         if refusal.value.error == errno.EBUSY:
             with pytest.raises(proto.Ended) as end:
@@ -207,9 +208,10 @@ def test_reexec_while_they_wait(daemon, silent):
 
     def attack(client):
         fd = client.open_silent()
-        outcomes = [refused(daemon.worker_socket, [fd]) for _ in range(STUCK)]
         connection = proto.Connection(daemon.worker_socket)
         connection.hello()
+        outcomes = [refused(daemon.worker_socket, [fd]) for _ in range(STUCK)]
+        client.wait_for(STUCK)
         client.last_reference(
             lambda last: socket.send_fds(connection.socket, [message], [last]))
         with pytest.raises(proto.Refused) as refusal:
