@@ -365,7 +365,9 @@ static void drain_predecessors(struct registration *registration)
 
 	for (struct registration *r = registration->service->registrations, *next; r; r = next) {
 		next = r->next;
-		if (r == registration || strcmp(r->instance, registration->instance) != 0)
+		/* A later one is to follow this one, however soon it came. */
+		if ((int32_t)(r->id - registration->id) >= 0 ||
+			strcmp(r->instance, registration->instance) != 0)
 			continue;
 		if (settled || !(covered(r) & ~has))
 			registration_drain(r, -1, PROTOCOL_DRAIN_REPLACED);

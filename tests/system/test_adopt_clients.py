@@ -161,6 +161,25 @@ def test_draining_registration_adopts_nothing(daemon, adopter):
         assert os.fstat(second.fileno()).st_uid == 0
 
 
+def test_follower_is_not_drained_by_the_one_before(daemon):
+    """However late that one's sockets come: who registered later is to take its place."""
+    with contextlib.ExitStack() as stack:
+        before, after = (proto.Adopter(daemon.worker_socket, instance="web-1") for _ in range(2))
+        for adopter in (before, after):
+            stack.callback(adopter.close)
+            server = stack.enter_context(socket.socket())
+            adopter.adopt(proto.ADOPT_BIND, server.fileno(), listener=adopter.index("http"))
+            server.listen()
+            adopter.adopt(proto.ADOPT_LISTEN, server.fileno(), listener=adopter.index("http"))
+            if adopter is before:
+                assert [w["state"] for w in daemon.status("web")["workers"]] == ["active"]
+        harness.poll_until(lambda: sorted(w["state"] for w in daemon.status("web")["workers"]) ==
+                           ["active", "draining"], "the second has the first one's place")
+        assert before.connection.wait_event()[0] == proto.DRAIN_REQUESTED
+        with pytest.raises(TimeoutError):
+            after.connection.wait_event(0.2)
+
+
 def test_race_for_the_address_gives_nothing(start_daemon, tmp_path):
     """
     While the daemon owns the socket and has not bound it, its holder binds it into the group of
