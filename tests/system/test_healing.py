@@ -60,11 +60,12 @@ def tamper(manner, victim):
 
 @pytest.mark.parametrize("manner", ["detach", "clear", "connect"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_group_is_right_again(start_daemon, host, manner):
+def test_group_is_right_again(start_daemon, request, host, manner):
     name = f"[{host}]" if ":" in host else host
     daemon = start_daemon("--listen", f"dns=udp://{name}:{PORT}")
     workers = [daemon.worker(service="dns", instance=f"w{i}") for i in range(3)]
     flows = Flows(host)
+    request.addfinalizer(lambda: harness.close_all(flows.clients))
     old = flows.send()
     where = flows.received(workers, harness.DEADLINE)
     assert len(where) == N and set(where.values()) == set(workers)
@@ -96,7 +97,6 @@ def test_group_is_right_again(start_daemon, host, manner):
     flows.send()
     found = flows.received(workers, harness.DEADLINE)
     assert len(found) == N and set(found.values()) == {*right, workers[-1]}
-    harness.close_all(flows.clients)
 
 
 @pytest.mark.parametrize("manner", ["detach", "clear"])
