@@ -4,8 +4,7 @@ Builds and tests; called by scripts/test, which installs what is missing first.
 
 A case is what its own runner counts: a line of TAP for unit tests, a test for pytest. A build, the
 check of the format, an installation and a fuzz target are one case each. The unit tests run twice,
-plain and under the sanitizers, and count twice. Of the system tests up to three that fail are run
-once more, alone; what passes then is counted so, and named at the end of the output.
+plain and under the sanitizers, and count twice.
 """
 import collections
 import concurrent.futures
@@ -24,7 +23,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIRECTORIES = ("bpf", "classify", "client-lib", "common", "daemon", "examples", "proto", "tests", "tools")
 FUZZ_SECONDS = 10
 LEAK_TESTS = ("restart", "keeper")
-RACES_MAX = 3
 
 BUILDS = {
     "gcc": ("gcc", ["-Dwerror=true"]),
@@ -58,7 +56,6 @@ class Results:
     def __init__(self):
         self.counts = collections.Counter(passed=0, failed=0, skipped=0)
         self.failures = []  # texts
-        self.races = []
 
     def add(self, name, passed=0, failed=0, skipped=0, failures=()):
         """failures: what there is to say of those that failed."""
@@ -70,8 +67,6 @@ class Results:
 
     def print_failures(self):
         """Once more, at the end of a long output."""
-        if self.races:
-            print("== passed only when run again, alone", *self.races, sep="\n", flush=True)
         if self.failures:
             print("== failures", *self.failures, sep="\n", flush=True)
 
@@ -124,11 +119,6 @@ def describe(case, problem):
     for who, text in said or [("output:", output)] * bool(output):
         lines += [f"  {who}", last_lines(text)]
     return "\n".join(lines)
-
-
-def node(case):
-    """What pytest calls it."""
-    return f"{case.get('classname').replace('.', '/')}.py::{case.get('name')}"
 
 
 def fuzz(directory, name):
@@ -258,45 +248,27 @@ class Tests:
         """
         return ["-n2", "--dist=loadfile"] if importlib.util.find_spec("xdist") else []
 
-    def pytest(self, directory, tests, environment, together):
-        """The exit status, and the test suites of the report, None where there is none."""
+    def system(self, title, directory, tests, environment=None):
         with tempfile.TemporaryDirectory() as temporary:
             report = pathlib.Path(temporary) / "report.xml"
             status = run(["/usr/bin/python3", "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rsfE",
-                          *together, "--durations=20", f"--junitxml={report}",
+                          *self.together(), "--durations=20", f"--junitxml={report}",
                           "-o", "junit_logging=system-out", *tests], 5400,
                          {"REUSEPORT_BUILD": str(directory), **(environment or {})}, quiet=False)
             if not report.exists():
-                return status, None
-            return status, list(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
-
-    def system(self, title, directory, tests, environment=None):
-        """
-        A few tests that fail beside others are run once more, alone: two files at a time on a small
-        machine are a race for time. Those that pass then count as passed, and are named at the end
-        with what they had said; more than RACES_MAX are no matter of chance.
-        """
-        status, suites = self.pytest(directory, tests, environment, self.together())
-        if suites is None:
-            self.results.add(title, failed=1)
-            return
+                self.results.add(title, failed=1)
+                return
+            suites = list(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
         total, failures, errors, skipped = (sum(int(suite.get(key, 0)) for suite in suites)
                                             for key in ("tests", "failures", "errors", "skipped"))
         failed = failures + errors
         # Status 5: no test was collected.
         if not failed and status:
             failed = 1
-        cases = [(case, problem) for suite in suites for case in suite.iter("testcase")
-                 for problem in case if problem.tag in ("failure", "error")]
-        races = []
-        if 0 < len(cases) <= RACES_MAX and failed == len(cases):
-            print("== once more, alone: what failed", flush=True)
-            races = [(case, problem) for case, problem in cases
-                     if self.pytest(directory, [node(case)], environment, [])[0] == 0]
-        passed = total - failures - errors - skipped + len(races)
-        self.results.add(title, max(passed, 0), failed - len(races), skipped,
-                         [describe(*each) for each in cases if each not in races])
-        self.results.races += [describe(*each) for each in races]
+        problems = [describe(case, problem) for suite in suites for case in suite.iter("testcase")
+                    for problem in case if problem.tag in ("failure", "error")]
+        self.results.add(title, max(total - failures - errors - skipped, 0), failed, skipped,
+                         problems)
 
     def run_system(self):
         if not list((ROOT / "tests" / "system").glob("test_*.py")):
